@@ -1,0 +1,102 @@
+"""Builds the shim (layer 0) and places the start-up hook; named in pyproject.toml as setuptools commands.
+
+Knows cffi, pkg-config and setuptools; knows nothing of what the shim does.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from cffi import FFI
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+OLDEST_LIBURING = (2, 3)
+INSTALL_LIBURING = (
+    "install it and build again (Debian and Ubuntu: apt-get install liburing-dev pkg-config; "
+    "Fedora: dnf install liburing-devel pkgconf)"
+)
+
+
+class BuildProblem(SystemExit):
+    """Ends the build with one sentence in place of a traceback."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(f"trio-uring cannot be built: {sentence}")
+
+
+def pkg_config(*arguments: str) -> str:
+    """What `pkg-config ARGUMENTS liburing` prints."""
+    program = shutil.which("pkg-config") or shutil.which("pkgconf")
+    if program is None:
+        raise BuildProblem(f"pkg-config, which finds liburing, is not installed; {INSTALL_LIBURING}")
+    done = subprocess.run([program, *arguments, "liburing"], capture_output=True, text=True)
+    if done.returncode:
+        raise BuildProblem(f"liburing's headers are not installed (pkg-config does not know liburing); {INSTALL_LIBURING}")
+    return done.stdout.strip()
+
+
+def configure(extension: Extension) -> None:
+    """Fills in sources, include paths and the library, statically linked where its archive exists."""
+    version = pkg_config("--modversion")
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_LIBURING:
+        raise BuildProblem(f"liburing is {version} and 2.3 is the oldest that serves; {INSTALL_LIBURING}")
+    extension.include_dirs = [str(HERE), *(flag[2:] for flag in pkg_config("--cflags-only-I").split())]
+    extension.define_macros = [("TU_LIBURING_VERSION", f'"{version}"')]
+    extension.extra_compile_args = ["-std=gnu11", "-O2", "-fvisibility=hidden", "-Wno-unused-function"]
+    archive = Path(pkg_config("--variable=libdir"), "liburing.a")
+    if archive.exists():
+        extension.extra_objects = [str(archive)]
+    else:
+        extension.libraries = ["uring"]
+        extension.library_dirs = [pkg_config("--variable=libdir")]
+
+
+def declarations() -> str:
+    """The header as cffi reads it: it takes integer macros, but no comments on the same line matter to it."""
+    return (HERE / "uring.h").read_text()
+
+
+class BuildExt(build_ext):
+    """build_ext that generates the binding's C code first."""
+
+    def build_extension(self, ext: Extension) -> None:
+        configure(ext)
+        compiler = getattr(self.compiler, "compiler", ["cc"])[0]
+        if shutil.which(compiler) is None:
+            raise BuildProblem(
+                f"the C compiler {compiler!r} is not installed; install one (Debian and Ubuntu: apt-get install gcc)"
+            )
+        builder = FFI()
+        builder.cdef(declarations())
+        builder.set_source(ext.name, (HERE / "uring.c").read_text(), py_limited_api=True)
+        generated = Path(self.build_temp, "binding.c")
+        generated.parent.mkdir(parents=True, exist_ok=True)
+        builder.emit_c_code(str(generated))
+        ext.sources = [str(generated)]
+        ext.py_limited_api = True
+        super().build_extension(ext)
+
+
+class BuildPy(build_py):
+    """build_py that puts the start-up hook where the interpreter looks for it: at the top of site-packages."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for source in self._hook_files():
+                self.copy_file(str(source), str(Path(self.build_lib, source.name)))
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        """All that is built, the hook's files among it."""
+        hook = [str(Path(self.build_lib, source.name)) for source in self._hook_files()]
+        return [*super().get_outputs(include_bytecode), *hook]
+
+    @staticmethod
+    def _hook_files() -> list[Path]:
+        return sorted((ROOT / "trio_uring" / "startup").glob("trio_uring_startup.*"))

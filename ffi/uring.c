@@ -1,0 +1,843 @@
+/*
+ * The shim of uring.h.
+ *
+ * What liburing does well it does here: set-up, mapping, tear-down, the probe and the raw system calls. The two queues
+ * are driven by hand, because the rules that this library lives by are rules about them:
+ *
+ * - The submission queue's index array is the identity for ever, so publishing an entry is one store to the tail. The
+ *   kernel reads entries only inside io_uring_enter(2) (no SQPOLL), on this same thread.
+ * - Whatever a short or refused submit leaves behind stays between head and tail, and the next enter takes it (F22).
+ * - A refusal (EBUSY, EAGAIN) is answered by reaping into a stash, never by trying again in place (F23).
+ * - Under DEFER_TASKRUN completions appear only inside an enter with GETEVENTS. IORING_SQ_TASKRUN tells when there are
+ *   any, so a tick with nothing to do makes no system call; IORING_SQ_CQ_OVERFLOW, and not cq.koverflow, tells of an
+ *   overflowed completion queue (F24).
+ * - io_uring_enter(2) answers the number of entries submitted in preference to the fate of the wait (F28), so the clock
+ *   decides whether a wait that returned nothing timed out.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <liburing.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "uring.h"
+
+/* Newer than liburing 2.3's header. */
+#define TU_SETUP_NO_SQARRAY (1U << 16)
+
+#ifndef TU_LIBURING_VERSION
+#define TU_LIBURING_VERSION "unknown"
+#endif
+
+enum { CLOSED, OPEN, FORKED };
+
+typedef struct {
+    int64_t user_data;
+    int64_t res;
+    int64_t flags;
+} completion;
+
+struct tu_ring {
+    struct io_uring ring;
+    int state;
+    int registered; /* index of the registered ring descriptor, or -1 */
+    int away;
+    int wake_armed; /* the read of the eventfd is queued or in flight */
+    int closing;    /* no new read of the eventfd */
+    uint64_t owner;
+    int notify_fd;          /* signalled by the kernel when the owner has work; for sleepers in other threads */
+    atomic_int want_notify; /* a sleeper asks the owner to make it */
+    int event_fd;
+    uint64_t event_value; /* the kernel writes here */
+    atomic_int wakers;    /* threads inside tu_wake(), plus CLOSING_WAKERS once closing */
+    tu_counters stats;
+    completion *stash; /* completions taken off a full queue, oldest first */
+    unsigned stash_len, stash_cap;
+};
+
+#define CLOSING_WAKERS (1 << 30)
+
+struct tu_buffers {
+    struct io_uring_buf_ring *ring;
+    size_t ring_size;
+    char *base;
+    unsigned size, mask, group;
+};
+
+static unsigned load(const unsigned *p)
+{
+    return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+
+static void store(unsigned *p, unsigned value)
+{
+    __atomic_store_n(p, value, __ATOMIC_RELEASE);
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+/* A number that no other thread of this process has or will have, unlike pthread_self() and gettid(). */
+static uint64_t this_thread(void)
+{
+    static atomic_uint_fast64_t last;
+    static _Thread_local uint64_t mine;
+
+    if (!mine)
+        mine = atomic_fetch_add(&last, 1) + 1;
+    return mine;
+}
+
+/* ---------------------------------------------------------------- system calls */
+
+static unsigned pending(tu_ring *r)
+{
+    return *r->ring.sq.ktail - load(r->ring.sq.khead);
+}
+
+/* timeout_ns < 0: no timeout. Answers what io_uring_enter(2) answers. */
+static int enter(tu_ring *r, unsigned to_submit, unsigned min_complete, unsigned flags, int64_t timeout_ns)
+{
+    struct io_uring_getevents_arg arg;
+    struct __kernel_timespec ts;
+    void *argp = NULL;
+    size_t size = 0;
+    int fd = r->ring.ring_fd;
+
+    if (r->registered >= 0) {
+        fd = r->registered;
+        flags |= IORING_ENTER_REGISTERED_RING;
+    }
+    if (timeout_ns >= 0) {
+        ts.tv_sec = timeout_ns / 1000000000;
+        ts.tv_nsec = timeout_ns % 1000000000;
+        memset(&arg, 0, sizeof arg);
+        arg.ts = (uint64_t)(uintptr_t)&ts;
+        argp = &arg;
+        size = sizeof arg;
+        flags |= IORING_ENTER_EXT_ARG;
+    }
+    r->stats.enters++;
+    return io_uring_enter2(fd, to_submit, min_complete, flags, argp, size);
+}
+
+/* ---------------------------------------------------------------- life */
+
+tu_ring *tu_new(void)
+{
+    tu_ring *r = calloc(1, sizeof *r);
+
+    if (r) {
+        r->registered = r->event_fd = r->notify_fd = r->ring.ring_fd = -1;
+        atomic_init(&r->wakers, CLOSING_WAKERS);
+    }
+    return r;
+}
+
+static void register_ring_fd(tu_ring *r)
+{
+    struct io_uring_rsrc_update up;
+
+    memset(&up, 0, sizeof up);
+    up.offset = -1U;
+    up.data = r->ring.ring_fd;
+    /* At most 16 for each thread: going without costs a little speed and nothing else. */
+    r->registered = io_uring_register(r->ring.ring_fd, IORING_REGISTER_RING_FDS, &up, 1) == 1 ? (int)up.offset : -1;
+}
+
+static void unregister_ring_fd(tu_ring *r)
+{
+    struct io_uring_rsrc_update up;
+
+    if (r->registered < 0)
+        return;
+    memset(&up, 0, sizeof up);
+    up.offset = r->registered;
+    io_uring_register(r->ring.ring_fd, IORING_UNREGISTER_RING_FDS, &up, 1);
+    r->registered = -1;
+}
+
+int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int *step)
+{
+    struct io_uring_params p;
+    int rc;
+
+    memset(&p, 0, sizeof p);
+    p.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
+              IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE;
+    p.cq_entries = cq_entries;
+    *step = 1;
+    rc = io_uring_queue_init_params(sq_entries, &r->ring, &p);
+    if (rc < 0) {
+        r->ring.ring_fd = -1;
+        return rc;
+    }
+    *step = 2;
+    r->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (r->event_fd < 0) {
+        rc = -errno;
+        io_uring_queue_exit(&r->ring);
+        r->ring.ring_fd = -1;
+        return rc;
+    }
+    if (!(p.flags & TU_SETUP_NO_SQARRAY))
+        for (unsigned i = 0; i < p.sq_entries; i++)
+            r->ring.sq.array[i] = i;
+    r->owner = this_thread();
+    r->state = OPEN;
+    r->away = r->wake_armed = r->closing = 0;
+    memset(&r->stats, 0, sizeof r->stats);
+    register_ring_fd(r);
+    atomic_store(&r->wakers, 0);
+    return 0;
+}
+
+void tu_close(tu_ring *r)
+{
+    if (r->state != OPEN)
+        return;
+    r->state = CLOSED;
+    /* A waker that got in writes to the eventfd while it is still ours; later ones are turned away (F19). */
+    atomic_fetch_add(&r->wakers, CLOSING_WAKERS);
+    while (atomic_load(&r->wakers) != CLOSING_WAKERS)
+        sched_yield();
+    close(r->event_fd);
+    if (r->notify_fd >= 0)
+        close(r->notify_fd);
+    r->event_fd = r->notify_fd = -1;
+    /* The index is the owner's: in another thread it may name another ring. */
+    if (tu_is_owner(r))
+        unregister_ring_fd(r);
+    io_uring_queue_exit(&r->ring);
+    r->ring.ring_fd = -1;
+}
+
+void tu_free(tu_ring *r)
+{
+    if (!r)
+        return;
+    tu_close(r);
+    free(r->stash);
+    free(r);
+}
+
+void tu_forked(tu_ring *r)
+{
+    if (r->state != OPEN)
+        return;
+    r->state = FORKED;
+    atomic_store(&r->wakers, CLOSING_WAKERS);
+    /* Registered descriptors belong to the parent's thread, and so does what is queued: only our copies go. */
+    r->registered = -1;
+    close(r->event_fd);
+    if (r->notify_fd >= 0)
+        close(r->notify_fd);
+    io_uring_queue_exit(&r->ring);
+    r->event_fd = r->notify_fd = r->ring.ring_fd = -1;
+    free(r->stash);
+    r->stash = NULL;
+    r->stash_len = r->stash_cap = 0;
+}
+
+static int refuse(const tu_ring *r)
+{
+    return r->state == FORKED ? -EOWNERDEAD : -EBADF;
+}
+
+int tu_fd(tu_ring *r)
+{
+    return r->ring.ring_fd;
+}
+
+unsigned tu_sq_entries(tu_ring *r)
+{
+    return r->state == OPEN ? *r->ring.sq.kring_entries : 0;
+}
+
+unsigned tu_cq_entries(tu_ring *r)
+{
+    return r->state == OPEN ? *r->ring.cq.kring_entries : 0;
+}
+
+tu_counters *tu_stats(tu_ring *r)
+{
+    return &r->stats;
+}
+
+int tu_is_owner(tu_ring *r)
+{
+    return r->owner == this_thread();
+}
+
+/* ---------------------------------------------------------------- reaping */
+
+/* Books a completion. Answers whether it is the caller's. */
+static int account(tu_ring *r, const struct io_uring_cqe *cqe)
+{
+    if (cqe->user_data == TU_WAKE_DATA)
+        r->wake_armed = 0;
+    if (cqe->user_data < TU_FIRST_USER_DATA)
+        return 0;
+    if (!(cqe->flags & IORING_CQE_F_MORE)) {
+        r->stats.completed++;
+        r->stats.inflight--;
+        if (cqe->res == -ECANCELED)
+            r->stats.cancelled++;
+    }
+    return 1;
+}
+
+static int stash_one(tu_ring *r, const struct io_uring_cqe *cqe)
+{
+    if (r->stash_len == r->stash_cap) {
+        unsigned cap = r->stash_cap ? 2 * r->stash_cap : 64;
+        completion *grown = realloc(r->stash, cap * sizeof *grown);
+
+        if (!grown)
+            return -ENOMEM;
+        r->stash = grown;
+        r->stash_cap = cap;
+    }
+    r->stash[r->stash_len++] = (completion){(int64_t)cqe->user_data, cqe->res, cqe->flags};
+    return 0;
+}
+
+/* Moves what is in the completion queue to the stash, to make room. Answers how many entries left the queue. */
+static int stash(tu_ring *r)
+{
+    struct io_uring_cq *cq = &r->ring.cq;
+    unsigned head = *cq->khead, mask = *cq->kring_mask, tail = load(cq->ktail), from = head;
+
+    for (; head != tail; head++) {
+        const struct io_uring_cqe *cqe = &cq->cqes[head & mask];
+
+        if (cqe->user_data >= TU_FIRST_USER_DATA && stash_one(r, cqe) < 0)
+            break;
+        account(r, cqe);
+    }
+    store(cq->khead, head);
+    return (int)(head - from);
+}
+
+/* Writes completions to out, the stashed ones first. *seen counts everything taken, the shim's own included. */
+static unsigned reap(tu_ring *r, int64_t *out, unsigned max, unsigned *seen)
+{
+    struct io_uring_cq *cq = &r->ring.cq;
+    unsigned n = 0, head, tail, mask;
+
+    if (r->stash_len) {
+        n = r->stash_len < max ? r->stash_len : max;
+        memcpy(out, r->stash, n * sizeof *r->stash);
+        memmove(r->stash, r->stash + n, (r->stash_len - n) * sizeof *r->stash);
+        r->stash_len -= n;
+        *seen += n;
+    }
+    head = *cq->khead;
+    mask = *cq->kring_mask;
+    tail = load(cq->ktail);
+    for (; head != tail && n < max; head++) {
+        const struct io_uring_cqe *cqe = &cq->cqes[head & mask];
+
+        ++*seen;
+        if (account(r, cqe)) {
+            out[3 * n] = (int64_t)cqe->user_data;
+            out[3 * n + 1] = cqe->res;
+            out[3 * n + 2] = cqe->flags;
+            n++;
+        }
+    }
+    store(cq->khead, head);
+    return n;
+}
+
+static unsigned kernel_flags(tu_ring *r)
+{
+    return __atomic_load_n(r->ring.sq.kflags, __ATOMIC_RELAXED);
+}
+
+static unsigned ready(tu_ring *r)
+{
+    return r->stash_len + (load(r->ring.cq.ktail) - *r->ring.cq.khead);
+}
+
+/* ---------------------------------------------------------------- queueing */
+
+#define ROUND_NS 10000000
+#define PATIENCE 200 /* rounds, about two seconds */
+
+/* Hands entries to the kernel until at most `leave` are left. Answers 0, or why the kernel takes no more. `rounds`
+ * bounds the rounds of ROUND_NS without any progress, not the work (F38). */
+static int flush(tu_ring *r, unsigned leave, unsigned rounds)
+{
+    while (pending(r) > leave) {
+        unsigned before = pending(r);
+        int rc = enter(r, before, 0, 0, -1);
+
+        if (pending(r) != before || rc == -EINTR)
+            continue;
+        if (rc < 0 && rc != -EBUSY && rc != -EAGAIN)
+            return rc;
+        /* The kernel has no room: make some, then wait for what is in flight to give some back. */
+        if (stash(r) == 0) {
+            if (rounds-- == 0)
+                return rc < 0 ? rc : -EBUSY;
+            enter(r, 0, 1, IORING_ENTER_GETEVENTS, ROUND_NS);
+            stash(r);
+        }
+    }
+    return 0;
+}
+
+static int next_sqe(tu_ring *r, struct io_uring_sqe **out)
+{
+    unsigned entries, tail;
+
+    if (r->state != OPEN)
+        return refuse(r);
+    if (!tu_is_owner(r))
+        return -EEXIST;
+    entries = *r->ring.sq.kring_entries;
+    if (pending(r) == entries) {
+        int rc;
+
+        r->stats.sq_flushes++;
+        rc = flush(r, entries - 1, PATIENCE);
+        if (rc < 0)
+            return rc;
+    }
+    tail = *r->ring.sq.ktail;
+    *out = &r->ring.sq.sqes[tail & *r->ring.sq.kring_mask];
+    memset(*out, 0, sizeof **out);
+    return 0;
+}
+
+static int publish(tu_ring *r, const struct io_uring_sqe *sqe)
+{
+    if (sqe->user_data >= TU_FIRST_USER_DATA) {
+        r->stats.submitted++;
+        r->stats.inflight++;
+    }
+    store(r->ring.sq.ktail, *r->ring.sq.ktail + 1);
+    /* Away: somebody may be asleep (guest mode), so the entry goes now. If the kernel will not have it, the sleeper is
+     * woken and the next tick tries again. */
+    if (r->away && flush(r, 0, 0) < 0)
+        tu_wake(r);
+    return 0;
+}
+
+int tu_queue(tu_ring *r, unsigned opcode, int fd, void *addr, unsigned len, uint64_t off, unsigned op_flags,
+             uint64_t user_data, unsigned flags, unsigned ioprio, unsigned buf_index, int file_index)
+{
+    struct io_uring_sqe *sqe;
+    int rc = next_sqe(r, &sqe);
+
+    if (rc < 0)
+        return rc;
+    io_uring_prep_rw((int)opcode, sqe, fd, addr, len, off);
+    sqe->flags = (uint8_t)flags;
+    sqe->ioprio = (uint16_t)ioprio;
+    sqe->rw_flags = (int)op_flags;
+    sqe->user_data = user_data;
+    sqe->buf_index = (uint16_t)buf_index;
+    sqe->splice_fd_in = file_index;
+    return publish(r, sqe);
+}
+
+int tu_poll(tu_ring *r, int fd, unsigned events, uint64_t user_data)
+{
+    struct io_uring_sqe *sqe;
+    int rc = next_sqe(r, &sqe);
+
+    if (rc < 0)
+        return rc;
+    io_uring_prep_poll_add(sqe, fd, events);
+    sqe->user_data = user_data;
+    return publish(r, sqe);
+}
+
+int tu_cancel(tu_ring *r, uint64_t user_data)
+{
+    struct io_uring_sqe *sqe;
+    int rc = next_sqe(r, &sqe);
+
+    if (rc < 0)
+        return rc;
+    sqe->opcode = IORING_OP_ASYNC_CANCEL;
+    sqe->fd = -1;
+    sqe->addr = user_data;
+    sqe->user_data = TU_IGNORED_DATA;
+    sqe->flags = IOSQE_CQE_SKIP_SUCCESS;
+    return publish(r, sqe);
+}
+
+static int queue_cancel(tu_ring *r, int fd, unsigned flags)
+{
+    struct io_uring_sqe *sqe;
+    int rc = next_sqe(r, &sqe);
+
+    if (rc < 0)
+        return rc;
+    sqe->opcode = IORING_OP_ASYNC_CANCEL;
+    sqe->fd = fd;
+    sqe->cancel_flags = flags;
+    sqe->user_data = TU_IGNORED_DATA;
+    sqe->flags = IOSQE_CQE_SKIP_SUCCESS;
+    return publish(r, sqe);
+}
+
+void tu_present(tu_ring *r)
+{
+    r->away = 0;
+}
+
+unsigned tu_queued(tu_ring *r)
+{
+    return r->state == OPEN ? pending(r) : 0;
+}
+
+/* ---------------------------------------------------------------- entering */
+
+int tu_submit(tu_ring *r)
+{
+    if (r->state != OPEN)
+        return refuse(r);
+    if (!tu_is_owner(r))
+        return -EEXIST;
+    return flush(r, 0, PATIENCE);
+}
+
+static void arm_wake(tu_ring *r)
+{
+    struct io_uring_sqe *sqe;
+
+    if (r->wake_armed || r->closing || next_sqe(r, &sqe) < 0)
+        return;
+    io_uring_prep_rw(IORING_OP_READ, sqe, r->event_fd, &r->event_value, sizeof r->event_value, 0);
+    sqe->user_data = TU_WAKE_DATA;
+    r->wake_armed = 1;
+    publish(r, sqe);
+}
+
+/* Sleeping in another thread than the owner's (guest mode).
+ *
+ * Under DEFER_TASKRUN the ring's own descriptor is no good for that: poll(2) on it reports pending work, but work that
+ * arrives while the poller sleeps does not wake it (measured on 6.18: io_req_local_work_add signals the registered
+ * eventfd and nothing else). So the sleeper waits for an eventfd registered with IORING_REGISTER_EVENTFD. Only the
+ * owner may register it, hence the first sleeper is sent back at once, and runs that never sleep elsewhere do not pay.
+ *
+ * The sleeper empties the eventfd and then looks for work. The kernel publishes work first and signals second, so a
+ * signal that was emptied away had its work visible, and a later one ends the poll. */
+static int sleep_elsewhere(tu_ring *r, int64_t timeout_ns)
+{
+    struct pollfd pfd = {__atomic_load_n(&r->notify_fd, __ATOMIC_ACQUIRE), POLLIN, 0};
+    struct timespec ts = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+    uint64_t emptied;
+    int rc;
+
+    if (pfd.fd < 0) {
+        atomic_store(&r->want_notify, 1);
+        return 0;
+    }
+    if (read(pfd.fd, &emptied, sizeof emptied) < 0 && errno != EAGAIN)
+        return -errno;
+    if (load(r->ring.cq.ktail) != load(r->ring.cq.khead) ||
+        (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)))
+        return 0;
+    rc = ppoll(&pfd, 1, timeout_ns < 0 ? NULL : &ts, NULL);
+    if (rc == 0)
+        return -ETIME;
+    return rc < 0 && errno != EINTR ? -errno : 0;
+}
+
+static int make_notify(tu_ring *r)
+{
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), rc;
+
+    if (fd < 0)
+        return -errno;
+    rc = io_uring_register(r->ring.ring_fd, IORING_REGISTER_EVENTFD, &fd, 1);
+    if (rc < 0) {
+        close(fd);
+        return rc;
+    }
+    __atomic_store_n(&r->notify_fd, fd, __ATOMIC_RELEASE);
+    atomic_store(&r->want_notify, 0);
+    return 0;
+}
+
+/* Completions held back by a full queue: each GETEVENTS moves in as many as there is room for. */
+static unsigned drain_overflow(tu_ring *r, int64_t *out, unsigned max, unsigned n, unsigned *seen)
+{
+    while (n < max && (kernel_flags(r) & IORING_SQ_CQ_OVERFLOW)) {
+        r->stats.cq_overflows++;
+        if (enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1) < 0 && !ready(r))
+            break;
+        n += reap(r, out + 3 * n, max - n, seen);
+    }
+    return n;
+}
+
+int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max)
+{
+    unsigned n, seen = 0;
+    int64_t started = 0;
+    int sleeping, rc = 0;
+
+    if (r->state != OPEN)
+        return refuse(r);
+    if (!tu_is_owner(r))
+        return sleep_elsewhere(r, timeout_ns);
+    if (atomic_load_explicit(&r->want_notify, memory_order_relaxed) && (rc = make_notify(r)) < 0)
+        return rc;
+    r->away = 0;
+    arm_wake(r);
+    sleeping = timeout_ns != 0 && !ready(r);
+    if (sleeping) {
+        if (timeout_ns > 0)
+            started = now_ns();
+        rc = enter(r, pending(r), 1, IORING_ENTER_GETEVENTS, timeout_ns);
+    } else if (pending(r) || (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
+        rc = enter(r, pending(r), 0, IORING_ENTER_GETEVENTS, -1);
+    }
+    n = reap(r, out, max, &seen);
+    n = drain_overflow(r, out, max, n, &seen);
+    if (pending(r)) {
+        /* The kernel took only a part, or nothing (F22, F23): make room and try again before anybody sleeps on it. */
+        int refused = flush(r, 0, 1);
+
+        if (refused < 0 && refused != -EBUSY && refused != -EAGAIN)
+            return refused;
+        return (int)n;
+    }
+    if (n || seen)
+        return (int)n;
+    if (rc < 0 && rc != -ETIME && rc != -EINTR && rc != -EBUSY && rc != -EAGAIN)
+        return rc;
+    if (sleeping && rc != -ETIME && (timeout_ns < 0 || now_ns() - started < timeout_ns))
+        return 0; /* a signal, or the wake-up of a cancelled entry */
+    if (rc == -EINTR)
+        return 0;
+    r->away = 1;
+    return -ETIME;
+}
+
+int tu_wake(tu_ring *r)
+{
+    uint64_t one = 1;
+    int rc = 0, saved = errno;
+
+    if (atomic_fetch_add(&r->wakers, 1) < CLOSING_WAKERS) {
+        /* EAGAIN: the counter is full, so a wake-up is pending already. */
+        if (write(r->event_fd, &one, sizeof one) < 0 && errno != EAGAIN)
+            rc = -errno;
+    } else {
+        rc = -EBADF;
+    }
+    atomic_fetch_sub(&r->wakers, 1);
+    errno = saved;
+    return rc;
+}
+
+/* Runs deferred work until none is left: it is what drops the references to files of cancelled requests (F18). About
+ * twenty pieces run per enter (F25). The completion queue may fill up meanwhile, hence the stash. */
+static int run_deferred(tu_ring *r)
+{
+    int rc = flush(r, 0, PATIENCE);
+
+    if (rc < 0)
+        return rc;
+    do {
+        rc = enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1);
+        if (rc < 0 && rc != -EINTR && rc != -EBUSY && rc != -EAGAIN)
+            return rc;
+        if ((kernel_flags(r) & IORING_SQ_CQ_OVERFLOW) && stash(r) == 0)
+            break;
+    } while (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
+    return 0;
+}
+
+int tu_cancel_fd(tu_ring *r, int fd)
+{
+    int rc = queue_cancel(r, fd, IORING_ASYNC_CANCEL_FD | IORING_ASYNC_CANCEL_ALL);
+
+    return rc < 0 ? rc : run_deferred(r);
+}
+
+int tu_cancel_all(tu_ring *r)
+{
+    int rc;
+
+    r->closing = 1;
+    rc = queue_cancel(r, -1, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
+    return rc < 0 ? rc : run_deferred(r);
+}
+
+int tu_cancel_sync(tu_ring *r, uint64_t user_data, int fd, unsigned flags, int64_t timeout_ns)
+{
+    struct io_uring_sync_cancel_reg reg;
+    int rc;
+
+    if (r->state != OPEN)
+        return refuse(r);
+    rc = flush(r, 0, PATIENCE);
+    if (rc < 0)
+        return rc;
+    memset(&reg, 0, sizeof reg);
+    reg.addr = user_data;
+    reg.fd = fd;
+    reg.flags = flags;
+    reg.timeout.tv_sec = timeout_ns < 0 ? -1 : timeout_ns / 1000000000;
+    reg.timeout.tv_nsec = timeout_ns < 0 ? -1 : timeout_ns % 1000000000;
+    return io_uring_register(r->ring.ring_fd, IORING_REGISTER_SYNC_CANCEL, &reg, 1);
+}
+
+int tu_idle(tu_ring *r)
+{
+    return r->stats.inflight == 0 && !r->wake_armed;
+}
+
+/* ---------------------------------------------------------------- provided buffers */
+
+tu_buffers *tu_buffers_new(tu_ring *r, unsigned entries, unsigned size, unsigned group, char *base, int *error)
+{
+    struct io_uring_buf_reg reg;
+    tu_buffers *b;
+
+    *error = r->state == OPEN ? 0 : refuse(r);
+    if (*error)
+        return NULL;
+    b = calloc(1, sizeof *b);
+    if (!b) {
+        *error = -ENOMEM;
+        return NULL;
+    }
+    b->ring_size = entries * sizeof(struct io_uring_buf);
+    b->ring = mmap(NULL, b->ring_size, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);
+    if (b->ring == MAP_FAILED) {
+        *error = -errno;
+        free(b);
+        return NULL;
+    }
+    memset(&reg, 0, sizeof reg);
+    reg.ring_addr = (uint64_t)(uintptr_t)b->ring;
+    reg.ring_entries = entries;
+    reg.bgid = (uint16_t)group;
+    *error = io_uring_register(r->ring.ring_fd, IORING_REGISTER_PBUF_RING, &reg, 1);
+    if (*error) {
+        munmap(b->ring, b->ring_size);
+        free(b);
+        return NULL;
+    }
+    b->base = base;
+    b->size = size;
+    b->mask = entries - 1;
+    b->group = group;
+    b->ring->tail = 0;
+    for (unsigned id = 0; id < entries; id++)
+        tu_buffers_give(b, id);
+    return b;
+}
+
+void tu_buffers_give(tu_buffers *b, unsigned id)
+{
+    struct io_uring_buf *buf = &b->ring->bufs[b->ring->tail & b->mask];
+
+    buf->addr = (uint64_t)(uintptr_t)(b->base + (size_t)id * b->size);
+    buf->len = b->size;
+    buf->bid = (uint16_t)id;
+    __atomic_store_n(&b->ring->tail, (uint16_t)(b->ring->tail + 1), __ATOMIC_RELEASE);
+}
+
+int tu_buffers_free(tu_ring *r, tu_buffers *b)
+{
+    struct io_uring_buf_reg reg;
+    int rc = 0;
+
+    if (r->state == OPEN) {
+        memset(&reg, 0, sizeof reg);
+        reg.bgid = (uint16_t)b->group;
+        rc = io_uring_register(r->ring.ring_fd, IORING_UNREGISTER_PBUF_RING, &reg, 1);
+    }
+    munmap(b->ring, b->ring_size);
+    free(b);
+    return rc;
+}
+
+/* ---------------------------------------------------------------- probing */
+
+int tu_try_setup(unsigned flags, unsigned entries)
+{
+    struct io_uring_params p;
+    int fd;
+
+    memset(&p, 0, sizeof p);
+    p.flags = flags;
+    if (flags & IORING_SETUP_CQSIZE)
+        p.cq_entries = 2 * entries;
+    fd = io_uring_setup(entries, &p);
+    if (fd < 0)
+        return fd;
+    close(fd);
+    return 0;
+}
+
+int tu_probe_ops(unsigned char *supported, unsigned n)
+{
+    struct io_uring_params p;
+    struct io_uring_probe *probe;
+    int fd, rc;
+
+    memset(&p, 0, sizeof p);
+    memset(supported, 0, n);
+    fd = io_uring_setup(2, &p);
+    if (fd < 0)
+        return fd;
+    probe = calloc(1, sizeof *probe + 256 * sizeof probe->ops[0]);
+    if (!probe) {
+        close(fd);
+        return -ENOMEM;
+    }
+    rc = io_uring_register(fd, IORING_REGISTER_PROBE, probe, 256);
+    if (rc >= 0) {
+        for (unsigned i = 0; i < probe->ops_len && i < n; i++)
+            supported[i] = !!(probe->ops[i].flags & IO_URING_OP_SUPPORTED);
+        rc = probe->ops_len;
+    }
+    free(probe);
+    close(fd);
+    return rc;
+}
+
+int tu_probe_register(unsigned opcode)
+{
+    struct io_uring_params p;
+    int fd, rc;
+
+    memset(&p, 0, sizeof p);
+    fd = io_uring_setup(2, &p);
+    if (fd < 0)
+        return fd;
+    /* Every opcode that exists reads its argument; one that does not is EINVAL before anything is read. */
+    rc = io_uring_register(fd, opcode, (void *)1, 1);
+    close(fd);
+    return rc != -EINVAL;
+}
+
+const char *tu_liburing_version(void)
+{
+    return TU_LIBURING_VERSION;
+}

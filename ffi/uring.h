@@ -1,0 +1,75 @@
+/*
+ * Layer 0, the shim: one io_uring instance with a single owner thread.
+ *
+ * This header is read twice: by the C compiler, and by cffi (ffi/build.py), so it keeps to plain declarations.
+ * Every function returns 0 or a count on success and a negated errno on failure, as the kernel does.
+ *
+ * Threads: everything belongs to the thread that called tu_open(), but for tu_wake() (any thread, any signal handler)
+ * and tu_wait(), which another thread may call to sleep until the owner has something to do.
+ */
+
+/* user_data values below TU_FIRST_USER_DATA are the shim's own; their completions are never handed out. */
+#define TU_WAKE_DATA 0
+#define TU_IGNORED_DATA 1
+#define TU_FIRST_USER_DATA 16
+
+typedef struct {
+    uint64_t submitted;    /* entries taken by the kernel, the shim's own left out */
+    uint64_t completed;    /* completions reaped that were the last of their entry */
+    uint64_t cancelled;    /* of these, with the result -ECANCELED */
+    uint64_t enters;       /* io_uring_enter(2) calls */
+    uint64_t sq_flushes;   /* submissions forced because the submission queue was full */
+    uint64_t cq_overflows; /* times IORING_SQ_CQ_OVERFLOW was seen */
+    uint64_t inflight;     /* queued or submitted, last completion not yet reaped */
+} tu_counters;
+
+typedef struct tu_ring tu_ring;
+typedef struct tu_buffers tu_buffers;
+
+/* Life. tu_new() allocates without any system call; tu_open() makes the ring (on failure *step names the failed
+ * system call: 1 setup, 2 eventfd). tu_close() unmaps and closes; it does not wait, see Ring.close(). */
+tu_ring *tu_new(void);
+int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int *step);
+void tu_close(tu_ring *r);
+void tu_free(tu_ring *r);
+void tu_forked(tu_ring *r); /* in a forked child: lets go of the descriptors, every later call answers -EOWNERDEAD */
+
+int tu_fd(tu_ring *r);
+unsigned tu_sq_entries(tu_ring *r);
+unsigned tu_cq_entries(tu_ring *r);
+tu_counters *tu_stats(tu_ring *r);
+int tu_is_owner(tu_ring *r);
+
+/* Queueing. A full submission queue is flushed, in order. While the owner is away from the ring (set by a
+ * tu_wait() that found nothing, cleared by tu_present()) entries are submitted at once. */
+int tu_queue(tu_ring *r, unsigned opcode, int fd, void *addr, unsigned len, uint64_t off, unsigned op_flags,
+             uint64_t user_data, unsigned flags, unsigned ioprio, unsigned buf_index, int file_index);
+int tu_poll(tu_ring *r, int fd, unsigned events, uint64_t user_data);
+int tu_cancel(tu_ring *r, uint64_t user_data);
+void tu_present(tu_ring *r);
+unsigned tu_queued(tu_ring *r);
+
+/* Entering. tu_wait() submits everything and waits for timeout_ns (negative: for ever); it writes up to `max`
+ * completions to out as user_data, res, flags and answers their number; 0 means woken with nothing to hand out,
+ * -ETIME that the timeout expired. From a thread that is not the owner it only sleeps until the ring has work, and the
+ * first such call answers 0 at once: the owner's next tu_wait() then makes what sleepers wait for. */
+int tu_submit(tu_ring *r);
+int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max);
+int tu_wake(tu_ring *r);
+
+/* Ends every request on fd, queued ones included, and lets the kernel drop its references to the file. */
+int tu_cancel_fd(tu_ring *r, int fd);
+int tu_cancel_all(tu_ring *r);
+int tu_cancel_sync(tu_ring *r, uint64_t user_data, int fd, unsigned flags, int64_t timeout_ns);
+int tu_idle(tu_ring *r); /* nothing of the owner's nor of the shim's own is in flight */
+
+/* Provided buffers: `entries` (a power of two, 1 to 32768) buffers of `size` bytes each, group id `group`. */
+tu_buffers *tu_buffers_new(tu_ring *r, unsigned entries, unsigned size, unsigned group, char *base, int *error);
+void tu_buffers_give(tu_buffers *b, unsigned id);
+int tu_buffers_free(tu_ring *r, tu_buffers *b);
+
+/* Probing. */
+int tu_try_setup(unsigned flags, unsigned entries);
+int tu_probe_ops(unsigned char *supported, unsigned n);
+int tu_probe_register(unsigned opcode); /* 1 where io_uring_register(2) knows the opcode, 0 where not */
+const char *tu_liburing_version(void);

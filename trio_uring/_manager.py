@@ -1,0 +1,206 @@
+"""Layer 2, the I/O manager: Trio's contract for a backend (trio._core._io_epoll has its twin), kept by a ring.
+
+Knows Trio's scheduler and the ring; knows nothing of sockets or files, nor of how a run came to use it.
+
+The tick
+========
+Trio calls `get_events(timeout)` and then `process_events` with what it answered. Between two ticks every task queues
+entries; `get_events` submits them all and waits, in one io_uring_enter(2), or in none when nothing is queued and nothing
+pending. Its answer is falsy if and only if the timeout expired: Trio decides by it whether the run is idle, so a signal
+or a wake-up with no completion answers _WOKEN.
+
+Guest mode
+==========
+Trio runs on the host's thread and calls `get_events(0)` there, which submits and reaps. Only if that answers nothing is
+`get_events(timeout)` called, in a worker thread, where a single-issuer ring may not be entered: there it only sleeps
+until there is work and answers _WOKEN, and `process_events`, back on the host's thread, does the reaping. Meanwhile callbacks of
+the host may queue entries (a cancel, a notify_closing): the ring submits those at once, because nobody would before the
+worker wakes. Callbacks may also cancel an operation whose completion has been reaped and not yet processed: it is still
+in `inflight`, its completion is processed next, and the cancel finds nothing (F32).
+
+Closing a descriptor
+====================
+close(2) ends no request: the ring's requests hold the file, so the peer would see no end of file, and one still queued
+would run on whatever file gets the number next. `notify_closing` therefore ends them in the kernel before it returns,
+if there are any: waiting ones, and ones abandoned by a cancel that the kernel has not processed yet.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+import attrs
+import trio
+
+from ._operation import Operation, Poll
+from ._options import UringBackend
+from ._ring import FIRST_USER_DATA, Ring
+
+
+class HasFileno(Protocol):
+    """An object with a descriptor."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+
+@attrs.frozen(eq=False)
+class UringStatistics:
+    """`trio.lowlevel.current_statistics().io_statistics` of a run on the ring.
+
+    Attributes:
+      tasks_waiting_read: tasks blocked until a descriptor is readable, or in a direct read of it.
+      tasks_waiting_write: the same for writing.
+      operations_in_flight: entries queued or with the kernel, their last completion not yet reaped.
+      submitted, completed, cancelled: entries since the run began; `cancelled` are those that ended with -ECANCELED.
+      kernel_entries: io_uring_enter(2) calls.
+      sq_full_flushes: submissions forced by a full submission queue; many of them ask for larger `sq_entries`.
+      cq_overflows: times the completion queue overflowed; nothing is lost, many of them ask for larger `cq_entries`.
+      backend: "uring".
+    """
+
+    tasks_waiting_read: int
+    tasks_waiting_write: int
+    operations_in_flight: int
+    submitted: int
+    completed: int
+    cancelled: int
+    kernel_entries: int
+    sq_full_flushes: int
+    cq_overflows: int
+    backend: str = attrs.field(init=False, default="uring")
+
+
+Events = Sequence[int]
+
+_NOTHING: Final[Events] = ()
+# Truthy: the wait ended before its timeout, and what there is to reap is still in the ring.
+_WOKEN: Final[Events] = (0, 0, 0)
+
+
+def _descriptor(fd: int | HasFileno) -> int:
+    if not isinstance(fd, int):
+        fd = fd.fileno()
+    return fd
+
+
+class UringIOManager:
+    """A Trio I/O manager on one ring, made, used and closed by the thread of the run.
+
+    Args:
+      backend: sizes of the ring.
+      make_ring: what makes it, for tests: (sq_entries, cq_entries) -> an object with the methods of `Ring`.
+
+    Raises:
+      UringUnavailableError: the kernel refuses a ring; nothing is left open.
+    """
+
+    def __init__(self, backend: UringBackend, make_ring: Callable[[int, int | None], Any] = Ring) -> None:
+        self.ring: Ring = make_ring(backend.sq_entries, backend.cq_entries)
+        # user_data -> Poll or Operation: what the kernel may still complete, and whose memory it may still touch.
+        self.inflight: dict[int, Any] = {}
+        # fd -> the Poll or Operation that a task is waiting in.
+        self.readers: dict[int, Any] = {}
+        self.writers: dict[int, Any] = {}
+        # fd -> number of polls on it that nobody waits for any more and the kernel has not ended yet.
+        self.abandoned: dict[int, int] = {}
+        self._last_user_data = FIRST_USER_DATA
+
+    def next_user_data(self) -> int:
+        """A number that no entry of this ring has had."""
+        self._last_user_data += 1
+        return self._last_user_data
+
+    # -------------------------------------------------------------- what Trio's loop calls
+
+    def get_events(self, timeout: float) -> Events:
+        """Submit, wait, reap. Falsy if and only if the timeout (seconds) expired."""
+        events = self.ring.wait(timeout)
+        if events is None:
+            return _NOTHING
+        return events or _WOKEN
+
+    def process_events(self, events: Events) -> None:
+        """Hand the completions to their operations. Always on the run's own thread."""
+        ring = self.ring
+        if events is _WOKEN:
+            events = ring.wait(0) or _NOTHING
+        if not events:
+            ring.present()
+            return
+        inflight = self.inflight
+        each = iter(events)
+        for user_data, result, flags in zip(each, each, each, strict=True):
+            operation = inflight.get(user_data)
+            if operation is not None:
+                operation.complete(result, flags)
+
+    def force_wakeup(self) -> None:
+        """End the current or next `get_events`: any thread, any signal handler."""
+        self.ring.wake()
+
+    def statistics(self) -> UringStatistics:
+        """See `UringStatistics`."""
+        counters = self.ring.counters()
+        return UringStatistics(
+            tasks_waiting_read=len(self.readers),
+            tasks_waiting_write=len(self.writers),
+            operations_in_flight=counters.inflight,
+            submitted=counters.submitted,
+            completed=counters.completed,
+            cancelled=counters.cancelled,
+            kernel_entries=counters.enters,
+            sq_full_flushes=counters.sq_flushes,
+            cq_overflows=counters.cq_overflows,
+        )
+
+    def close(self) -> None:
+        """Cancel everything, wait until the kernel has let go, and close the ring.
+
+        Memory that it will not let go of is kept for the rest of the process, with a ResourceWarning.
+        """
+        inflight = self.inflight
+        each = iter(self.ring.close(keep=inflight))
+        for user_data, result, flags in zip(each, each, each, strict=True):
+            operation = inflight.pop(user_data, None)
+            if operation is not None:
+                operation.discard(result, flags)
+
+    # -------------------------------------------------------------- what trio.lowlevel exports
+
+    async def wait_readable(self, fd: int | HasFileno) -> None:
+        """`trio.lowlevel.wait_readable`."""
+        await self.wait_ready(fd, self.readers)
+
+    async def wait_writable(self, fd: int | HasFileno) -> None:
+        """`trio.lowlevel.wait_writable`."""
+        await self.wait_ready(fd, self.writers)
+
+    async def wait_ready(self, fd: int | HasFileno, waiters: dict[int, Any]) -> None:
+        """Poll a descriptor: for reading where `waiters` is `readers`, for writing where it is `writers`."""
+        fd = _descriptor(fd)
+        if fd < 0:
+            raise ValueError(f"file descriptor cannot be a negative integer ({fd})")
+        if fd in waiters:
+            raise trio.BusyResourceError("another task is already reading / writing this fd")
+        events = select.POLLIN if waiters is self.readers else select.POLLOUT
+        await Poll(self, fd, events, waiters, trio.lowlevel.current_task()).sleep()
+
+    def notify_closing(self, fd: int | HasFileno) -> None:
+        """`trio.lowlevel.notify_closing`: when it returns, no request of the ring holds the file or names the number."""
+        fd = _descriptor(fd)
+        waiting = [waiters[fd] for waiters in (self.readers, self.writers) if fd in waiters]
+        if waiting or fd in self.abandoned:
+            # In a forked child the ring has gone and there is nothing to cancel; the waiters' tasks are the parent's.
+            if not self.ring.closed:
+                self.ring.cancel_fd(fd)
+            for operation in waiting:
+                operation.close()
+
+    # -------------------------------------------------------------- for the layers above
+
+    def operation(self, fd: int, keep: object, waiters: dict[int, Any] | None = None) -> Operation:
+        """A direct operation to `perform`; `waiters` is `readers`, `writers`, or None where many may run at once."""
+        return Operation(self, fd, keep, waiters)

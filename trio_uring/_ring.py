@@ -1,0 +1,460 @@
+"""Layer 1, the ring: one io_uring instance, its queues and its provided buffers. Knows the shim; knows nothing of Trio.
+
+A ring belongs to the thread that makes it (IORING_SETUP_SINGLE_ISSUER): only that thread may call anything here, but
+for two methods that say so. `Ring.wake` may be called from any thread and from a signal handler, and `Ring.wait` from
+another thread sleeps until the owner has something to reap, and reaps nothing itself.
+
+Who owns what. The caller picks the user_data of each entry, at least `FIRST_USER_DATA`, and never the same one twice in
+the life of a ring: a completion then names one entry for ever, and one that nobody waits for is recognised as stale.
+The caller also keeps alive whatever memory an entry names until its last completion has been reaped (the one without
+IORING_CQE_F_MORE). The ring keeps its half of the bargain in `close`: it does not return the kernel's memory to the
+allocator while the kernel may still write there.
+
+Completions come as one flat list, three integers each: user_data, res, flags. One list for a batch costs less than one
+object for each completion, and the reader takes them three at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import time
+import warnings
+import weakref
+from typing import Any, Final
+
+from ._availability import unavailable
+
+try:
+    from ._ffi import ffi, lib
+except ImportError as missing:  # told at the first use, so that importing the package works everywhere
+    ffi = lib = None
+    _shim_missing: ImportError | None = missing
+else:
+    _shim_missing = None
+
+FIRST_USER_DATA: Final = 16
+
+# Names and numbers are the kernel's: include/uapi/linux/io_uring.h, io_uring_enter(2).
+OP_NOP: Final = 0
+OP_READV: Final = 1
+OP_WRITEV: Final = 2
+OP_FSYNC: Final = 3
+OP_POLL_ADD: Final = 6
+OP_SENDMSG: Final = 9
+OP_RECVMSG: Final = 10
+OP_TIMEOUT: Final = 11
+OP_ACCEPT: Final = 13
+OP_ASYNC_CANCEL: Final = 14
+OP_CONNECT: Final = 16
+OP_FALLOCATE: Final = 17
+OP_OPENAT: Final = 18
+OP_CLOSE: Final = 19
+OP_STATX: Final = 21
+OP_READ: Final = 22
+OP_WRITE: Final = 23
+OP_SEND: Final = 26
+OP_RECV: Final = 27
+OP_SPLICE: Final = 30
+OP_SHUTDOWN: Final = 34
+
+CQE_F_BUFFER: Final = 1 << 0
+CQE_F_MORE: Final = 1 << 1
+CQE_F_SOCK_NONEMPTY: Final = 1 << 2
+CQE_F_NOTIF: Final = 1 << 3
+CQE_BUFFER_SHIFT: Final = 16
+
+IOSQE_BUFFER_SELECT: Final = 1 << 5
+
+POLL_ADD_MULTI: Final = 1 << 0
+
+CANCEL_ALL: Final = 1 << 0
+CANCEL_FD: Final = 1 << 1
+CANCEL_ANY: Final = 1 << 2
+
+NOP_INJECT_RESULT: Final = 1 << 0  # kernel 6.12: a NOP completes with the entry's len as its result
+
+_STEPS: Final = {1: "setup", 2: "eventfd"}
+_MOST_AT_ONCE: Final = 4096  # completions handed out by one wait
+_SMALLEST: Final = 8  # entries at which a ring that does not fit in memory gives up shrinking
+
+# What a ring that could not be drained keeps alive for the rest of the process (invariant 8).
+_leaked: list[object] = []
+
+_rings: weakref.WeakSet[Ring] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for ring in list(_rings):
+        ring._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class RingCounters:
+    """What a ring has done so far; a snapshot of integers.
+
+    Attributes:
+      submitted: entries queued for the kernel by the caller (cancels and the wake-up read are not counted).
+      completed: entries whose last completion was reaped.
+      cancelled: those of them that ended with -ECANCELED.
+      inflight: submitted less completed.
+      enters: io_uring_enter(2) calls.
+      sq_flushes: submissions forced by a full submission queue.
+      cq_overflows: times the kernel reported an overflowed completion queue (nothing is lost by it).
+    """
+
+    __slots__ = ("cancelled", "completed", "cq_overflows", "enters", "inflight", "sq_flushes", "submitted")
+
+    def __init__(self, source: Any) -> None:
+        for name in self.__slots__:
+            setattr(self, name, getattr(source, name))
+
+    submitted: int
+    completed: int
+    cancelled: int
+    inflight: int
+    enters: int
+    sq_flushes: int
+    cq_overflows: int
+
+
+class Ring:
+    """An io_uring instance with one owner thread (Linux 6.1 or newer).
+
+    Set up with SINGLE_ISSUER, DEFER_TASKRUN, TASKRUN_FLAG, SUBMIT_ALL and CQSIZE, its descriptor registered with the
+    owner thread, and an eventfd whose read in the ring is what `wake` completes.
+
+    Args:
+      sq_entries: submission queue entries, 2 to 32768; the kernel rounds up to a power of two.
+      cq_entries: completion queue entries, at least `sq_entries`, at most 65536; None for eight times as many.
+
+    Raises:
+      ValueError: a size out of range.
+      UringUnavailableError: the kernel refused; says why and what to change. With too little memory for the sizes
+          asked, smaller rings are tried first.
+    """
+
+    def __init__(self, sq_entries: int = 512, cq_entries: int | None = None) -> None:
+        if not 2 <= sq_entries <= 32768:
+            raise ValueError(f"sq_entries must be 2 to 32768, not {sq_entries}")
+        if cq_entries is None:
+            cq_entries = min(8 * sq_entries, 65536)
+        if not sq_entries <= cq_entries <= 65536:
+            raise ValueError(f"cq_entries must be sq_entries ({sq_entries}) to 65536, not {cq_entries}")
+        self._closed = True
+        if _shim_missing is not None:
+            raise unavailable(errno.ENOSYS, "shim") from _shim_missing
+        self._r = ffi.gc(lib.tu_new(), lib.tu_free)
+        if not self._r:
+            raise MemoryError
+        step = ffi.new("int *")
+        while True:
+            rc = lib.tu_open(self._r, sq_entries, cq_entries, step)
+            if rc == 0:
+                break
+            if rc == -errno.ENOMEM and sq_entries > _SMALLEST:
+                sq_entries //= 2
+                cq_entries = max(sq_entries, cq_entries // 2)
+                continue
+            raise unavailable(-rc, _STEPS[step[0]])
+        self._closed = False
+        self._max = min(lib.tu_cq_entries(self._r), _MOST_AT_ONCE)
+        self._out = ffi.new("int64_t[]", 3 * self._max)
+        self._buffers: list[BufferRing] = []
+        _rings.add(self)
+
+    # -------------------------------------------------------------- facts
+
+    def fileno(self) -> int:
+        """The ring's descriptor.
+
+        Do not sleep on it in poll(2) or epoll(7): deferred work that arrives meanwhile does not wake them (kernel 6.18).
+        `wait` in another thread is what sleeps.
+        """
+        return int(lib.tu_fd(self._r))
+
+    @property
+    def sq_entries(self) -> int:
+        """Submission queue entries that the kernel made."""
+        return int(lib.tu_sq_entries(self._r))
+
+    @property
+    def cq_entries(self) -> int:
+        """Completion queue entries that the kernel made."""
+        return int(lib.tu_cq_entries(self._r))
+
+    @property
+    def queued(self) -> int:
+        """Entries that the kernel has not been handed yet."""
+        return int(lib.tu_queued(self._r))
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._closed
+
+    def counters(self) -> RingCounters:
+        """A snapshot of the counters; works after `close`."""
+        return RingCounters(lib.tu_stats(self._r))
+
+    # -------------------------------------------------------------- queueing
+
+    def queue(
+        self,
+        opcode: int,
+        user_data: int,
+        fd: int = -1,
+        addr: Any = None,
+        length: int = 0,
+        offset: int = 0,
+        op_flags: int = 0,
+        flags: int = 0,
+        ioprio: int = 0,
+        buf_index: int = 0,
+        file_index: int = 0,
+    ) -> None:
+        """Queue one submission queue entry; its fields are those of io_uring_enter(2).
+
+        Args:
+          addr: a cffi pointer, or None for NULL. The memory stays the caller's to keep until the last completion.
+          op_flags: rw_flags, msg_flags, poll32_events, accept_flags and so on, by operation.
+          flags: IOSQE flags.
+
+        A full queue is submitted first. Raises OSError where the kernel takes nothing for two seconds, and RuntimeError
+        in a forked child.
+        """
+        rc = lib.tu_queue(
+            self._r, opcode, fd, ffi.NULL if addr is None else addr, length, offset, op_flags, user_data, flags,
+            ioprio, buf_index, file_index,
+        )  # fmt: skip
+        if rc:
+            self._fail(rc)
+
+    def poll(self, fd: int, events: int, user_data: int) -> None:
+        """Queue a one-shot IORING_OP_POLL_ADD; `events` is a mask of poll(2)."""
+        rc = lib.tu_poll(self._r, fd, events, user_data)
+        if rc:
+            self._fail(rc)
+
+    def cancel(self, user_data: int) -> None:
+        """Queue an IORING_OP_ASYNC_CANCEL of the entry with that user_data. The target's own completion tells the outcome."""
+        rc = lib.tu_cancel(self._r, user_data)
+        if rc:
+            self._fail(rc)
+
+    def cancel_fd(self, fd: int) -> None:
+        """Cancel every request on a descriptor now, queued ones included, and make the kernel let go of the file.
+
+        For use before close(2), which ends no request: the cancelled requests hold the file until their deferred work
+        has run, so this submits, cancels (IORING_ASYNC_CANCEL_FD | ALL) and enters with GETEVENTS until none is left.
+        The completions are handed out by the next `wait`.
+        """
+        rc = lib.tu_cancel_fd(self._r, fd)
+        if rc:
+            self._fail(rc)
+
+    def cancel_sync(self, *, user_data: int = 0, fd: int = -1, flags: int = 0, timeout: float | None = None) -> int:
+        """IORING_REGISTER_SYNC_CANCEL (kernel 6.0): cancel, and wait for it for at most `timeout` seconds.
+
+        Answers the number of requests cancelled, with CANCEL_ALL, or 0; raises OSError with ENOENT, EALREADY or ETIME
+        as io_uring_register(2) says. Submits what is queued first.
+        """
+        rc = int(lib.tu_cancel_sync(self._r, user_data, fd, flags, -1 if timeout is None else int(timeout * 1e9)))
+        if rc < 0:
+            self._fail(rc)
+        return rc
+
+    def present(self) -> None:
+        """The owner is back from an idle `wait` and will wait again: entries may be batched once more.
+
+        Between a `wait` that timed out and this call, every entry is submitted as soon as it is queued, because in
+        guest mode another thread may already be asleep on the ring.
+        """
+        lib.tu_present(self._r)
+
+    # -------------------------------------------------------------- entering the kernel
+
+    def submit(self) -> None:
+        """Hand all queued entries to the kernel, without waiting."""
+        rc = lib.tu_submit(self._r)
+        if rc:
+            self._fail(rc)
+
+    def wait(self, timeout: float | None) -> list[int] | None:
+        """Submit everything queued, wait for completions, and reap them: one io_uring_enter(2), or none.
+
+        Args:
+          timeout: seconds; 0 does not wait, and makes no system call where nothing is queued and nothing is pending;
+              None waits for ever.
+
+        Returns None if the timeout expired, else the completions as user_data, res, flags, user_data, res, flags, …; an
+        empty list if the wait ended for another reason (`wake`, a signal).
+
+        From another thread: sleeps until the owner has something to reap or the timeout expires, and answers [] or None.
+        The first such call answers [] at once, because the owner must first arrange in its next `wait` to be watched.
+        """
+        n = lib.tu_wait(self._r, -1 if timeout is None else int(timeout * 1e9), self._out, self._max)
+        if n > 0:
+            return ffi.unpack(self._out, 3 * n)  # type: ignore[no-any-return]
+        if n == -errno.ETIME:
+            return None
+        if n:
+            self._fail(n)
+        return []
+
+    def wake(self) -> None:
+        """End the current or the next `wait`. Any thread, any signal handler; after `close` it does nothing."""
+        lib.tu_wake(self._r)
+
+    # -------------------------------------------------------------- the end
+
+    def close(self, timeout: float = 2.0, keep: object = None) -> list[int]:
+        """Cancel everything, reap until nothing is in flight, and unmap the ring.
+
+        Args:
+          timeout: seconds to wait for requests that do not answer their cancel at once.
+          keep: whatever holds the memory that entries in flight name. If the kernel does not let go in time, or the
+              caller is not the owner thread and so cannot wait, `keep` is kept alive for the rest of the process and a
+              ResourceWarning says so: never is memory freed that the kernel may still write to.
+
+        Returns the completions reaped on the way, as `wait` does. Calling it again does nothing.
+        """
+        if self._closed:
+            return []
+        self._closed = True
+        _rings.discard(self)
+        reaped: list[int] = []
+        try:
+            if lib.tu_is_owner(self._r):
+                reaped = self._drain(time.monotonic() + timeout)
+        finally:
+            if not lib.tu_idle(self._r):
+                self._leak(keep)
+            for buffers in self._buffers:
+                buffers._release()
+            lib.tu_close(self._r)
+        return reaped
+
+    def _drain(self, deadline: float) -> list[int]:
+        reaped: list[int] = []
+        if lib.tu_cancel_all(self._r) < 0:
+            return reaped
+        while True:
+            more = self.wait(0)
+            if more:
+                reaped += more
+            if lib.tu_idle(self._r):
+                return reaped
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return reaped
+            more = self.wait(min(left, 0.05))
+            if more:
+                reaped += more
+
+    def _leak(self, keep: object) -> None:
+        count = lib.tu_stats(self._r).inflight
+        where = "in time" if lib.tu_is_owner(self._r) else "because another thread than its owner closed the ring"
+        # The mappings themselves may go (the kernel has its own reference); what must stay is memory it writes to.
+        _leaked.append((self._r, self._out, keep, [b._memory for b in self._buffers]))
+        warnings.warn(
+            f"io_uring: {count} operations did not end {where}; their memory is kept until the process ends",
+            ResourceWarning,
+            stacklevel=3,
+        )
+
+    def __del__(self) -> None:
+        if not self._closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def _forked(self) -> None:
+        """In a forked child, before any other Python code: give up our copies of the descriptors, touch nothing else."""
+        self._closed = True
+        lib.tu_forked(self._r)
+
+    def _fail(self, rc: int) -> None:
+        if rc == -errno.EOWNERDEAD:
+            raise RuntimeError(
+                "this io_uring belongs to the parent process; a forked child must start a run of its own (trio.run), "
+                "and cannot go on with the parent's"
+            )
+        if rc == -errno.EEXIST:
+            raise RuntimeError("this io_uring belongs to another thread; only wake() and wait() may be called here")
+        if self._closed:
+            raise ValueError("operation on a closed ring")
+        raise OSError(-rc, f"io_uring: {os.strerror(-rc)}")
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"fd={self.fileno()} sq={self.sq_entries} cq={self.cq_entries}"
+        return f"<trio_uring Ring {state}>"
+
+
+class BufferRing:
+    """Provided buffers: the kernel picks one only when data is there, so a receive that waits holds no memory.
+
+    Args:
+      ring: the ring to register with (IORING_REGISTER_PBUF_RING, kernel 5.19).
+      entries: number of buffers, a power of two, 1 to 32768.
+      size: bytes in each.
+      group: buffer group id, 0 to 65535, for IOSQE_BUFFER_SELECT entries.
+
+    Raises:
+      ValueError: a size out of range.
+      OSError: the kernel refused.
+    """
+
+    def __init__(self, ring: Ring, entries: int, size: int, group: int = 0) -> None:
+        if not 1 <= entries <= 32768 or entries & (entries - 1):
+            raise ValueError(f"entries must be a power of two from 1 to 32768, not {entries}")
+        if not 1 <= size <= 1 << 30:
+            raise ValueError(f"size must be 1 to {1 << 30} bytes, not {size}")
+        if not 0 <= group <= 65535:
+            raise ValueError(f"group must be 0 to 65535, not {group}")
+        self.size = size
+        self.group = group
+        self._ring = ring
+        self._memory: mmap.mmap | None = mmap.mmap(-1, entries * size)
+        self._address = ffi.from_buffer(self._memory)
+        error = ffi.new("int *")
+        self._b = lib.tu_buffers_new(ring._r, entries, size, group, self._address, error)
+        if not self._b:
+            ring._fail(error[0])
+        ring._buffers.append(self)
+
+    def take(self, flags: int, length: int) -> bytes:
+        """The data of a completion, copied out; its buffer is the kernel's again when this returns.
+
+        Args:
+          flags: the completion's flags, with IORING_CQE_F_BUFFER set.
+          length: the completion's result, in bytes.
+        """
+        assert self._memory is not None
+        buffer_id = flags >> CQE_BUFFER_SHIFT
+        start = buffer_id * self.size
+        data = self._memory[start : start + length]
+        lib.tu_buffers_give(self._b, buffer_id)
+        return data
+
+    def give_back(self, flags: int) -> None:
+        """Hand the buffer of a completion back unread (F10)."""
+        lib.tu_buffers_give(self._b, flags >> CQE_BUFFER_SHIFT)
+
+    def _release(self) -> None:
+        if self._b:
+            lib.tu_buffers_free(self._ring._r, self._b)
+            self._b = ffi.NULL
+
+
+def supported_operations() -> frozenset[int]:
+    """The operation numbers that this kernel serves (IORING_REGISTER_PROBE); raises OSError where there is no io_uring."""
+    if _shim_missing is not None:
+        raise unavailable(errno.ENOSYS, "shim") from _shim_missing
+    supported = ffi.new("unsigned char[256]")
+    rc = lib.tu_probe_ops(supported, 256)
+    if rc < 0:
+        raise unavailable(-rc, "setup")
+    return frozenset(number for number in range(256) if supported[number])
