@@ -37,7 +37,9 @@ def pkg_config(*arguments: str) -> str:
         raise BuildProblem(f"pkg-config, which finds liburing, is not installed; {INSTALL_LIBURING}")
     done = subprocess.run([program, *arguments, "liburing"], capture_output=True, text=True)
     if done.returncode:
-        raise BuildProblem(f"liburing's headers are not installed (pkg-config does not know liburing); {INSTALL_LIBURING}")
+        raise BuildProblem(
+            f"liburing's headers are not installed (pkg-config does not know liburing); {INSTALL_LIBURING}"
+        )
     return done.stdout.strip()
 
 
@@ -84,7 +86,10 @@ class BuildExt(build_ext):
 
 
 class BuildPy(build_py):
-    """build_py that puts the start-up hook where the interpreter looks for it: at the top of site-packages."""
+    """build_py that puts the start-up hook and the pytest plugin at the top of site-packages.
+
+    The interpreter looks for the one there; the other must be importable without the package.
+    """
 
     def run(self) -> None:
         super().run()
@@ -99,4 +104,4 @@ class BuildPy(build_py):
 
     @staticmethod
     def _hook_files() -> list[Path]:
-        return sorted((ROOT / "trio_uring" / "startup").glob("trio_uring_startup.*"))
+        return sorted((ROOT / "trio_uring" / "startup").glob("trio_uring_*.*"))

@@ -46,6 +46,14 @@ typedef struct {
     int64_t flags;
 } completion;
 
+typedef struct {
+    struct io_uring_buf_ring *ring;
+    size_t ring_size;
+    char *base;
+    unsigned size, mask, group;
+    uint16_t *lent; /* ids named by the completions that the last tu_wait() handed out */
+} tu_buffers;
+
 struct tu_ring {
     struct io_uring ring;
     int state;
@@ -62,16 +70,11 @@ struct tu_ring {
     tu_counters stats;
     completion *stash; /* completions taken off a full queue, oldest first */
     unsigned stash_len, stash_cap;
+    tu_buffers *buffers;
+    unsigned lent; /* how many of buffers->lent are in the caller's hands */
 };
 
 #define CLOSING_WAKERS (1 << 30)
-
-struct tu_buffers {
-    struct io_uring_buf_ring *ring;
-    size_t ring_size;
-    char *base;
-    unsigned size, mask, group;
-};
 
 static unsigned load(const unsigned *p)
 {
@@ -203,7 +206,13 @@ int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int *step)
     memset(&r->stats, 0, sizeof r->stats);
     register_ring_fd(r);
     atomic_store(&r->wakers, 0);
-    return 0;
+    /* A seccomp filter may allow the set-up and forbid the rest: that is for the opener to hear, not for the first wait. */
+    *step = 3;
+    rc = enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1);
+    r->stats.enters = 0;
+    if (rc < 0)
+        tu_close(r);
+    return rc;
 }
 
 void tu_close(tu_ring *r)
@@ -333,6 +342,29 @@ static int stash(tu_ring *r)
     return (int)(head - from);
 }
 
+static void give(tu_buffers *b, unsigned id)
+{
+    struct io_uring_buf *buf = &b->ring->bufs[b->ring->tail & b->mask];
+
+    buf->addr = (uint64_t)(uintptr_t)(b->base + (size_t)id * b->size);
+    buf->len = b->size;
+    buf->bid = (uint16_t)id;
+    __atomic_store_n(&b->ring->tail, (uint16_t)(b->ring->tail + 1), __ATOMIC_RELEASE);
+}
+
+/* Buffers go back here and nowhere else, whatever became of the completions that named them (F10). */
+static void take_back(tu_ring *r)
+{
+    while (r->lent)
+        give(r->buffers, r->buffers->lent[--r->lent]);
+}
+
+static void lend(tu_ring *r, unsigned flags)
+{
+    if (flags & IORING_CQE_F_BUFFER && r->buffers && r->lent <= r->buffers->mask)
+        r->buffers->lent[r->lent++] = (uint16_t)(flags >> IORING_CQE_BUFFER_SHIFT);
+}
+
 /* Writes completions to out, the stashed ones first. *seen counts everything taken, the shim's own included. */
 static unsigned reap(tu_ring *r, int64_t *out, unsigned max, unsigned *seen)
 {
@@ -342,6 +374,8 @@ static unsigned reap(tu_ring *r, int64_t *out, unsigned max, unsigned *seen)
     if (r->stash_len) {
         n = r->stash_len < max ? r->stash_len : max;
         memcpy(out, r->stash, n * sizeof *r->stash);
+        for (unsigned i = 0; i < n; i++)
+            lend(r, (unsigned)r->stash[i].flags);
         memmove(r->stash, r->stash + n, (r->stash_len - n) * sizeof *r->stash);
         r->stash_len -= n;
         *seen += n;
@@ -358,6 +392,7 @@ static unsigned reap(tu_ring *r, int64_t *out, unsigned max, unsigned *seen)
             out[3 * n + 1] = cqe->res;
             out[3 * n + 2] = cqe->flags;
             n++;
+            lend(r, cqe->flags);
         }
     }
     store(cq->khead, head);
@@ -465,6 +500,34 @@ int tu_poll(tu_ring *r, int fd, unsigned events, uint64_t user_data)
     if (rc < 0)
         return rc;
     io_uring_prep_poll_add(sqe, fd, events);
+    sqe->user_data = user_data;
+    return publish(r, sqe);
+}
+
+/* The two operations that a busy server makes most: tu_queue() with fewer arguments for the binding to convert. */
+int tu_recv(tu_ring *r, int fd, unsigned len, uint64_t user_data)
+{
+    struct io_uring_sqe *sqe;
+    int rc = next_sqe(r, &sqe);
+
+    if (rc < 0)
+        return rc;
+    io_uring_prep_rw(IORING_OP_RECV, sqe, fd, NULL, len, 0);
+    sqe->flags = IOSQE_BUFFER_SELECT;
+    sqe->buf_group = r->buffers ? (uint16_t)r->buffers->group : 0; /* none: the kernel answers -ENOBUFS */
+    sqe->user_data = user_data;
+    return publish(r, sqe);
+}
+
+int tu_send(tu_ring *r, int fd, const char *data, unsigned len, unsigned msg_flags, uint64_t user_data)
+{
+    struct io_uring_sqe *sqe;
+    int rc = next_sqe(r, &sqe);
+
+    if (rc < 0)
+        return rc;
+    io_uring_prep_rw(IORING_OP_SEND, sqe, fd, data, len, 0);
+    sqe->msg_flags = msg_flags;
     sqe->user_data = user_data;
     return publish(r, sqe);
 }
@@ -579,6 +642,20 @@ static int make_notify(tu_ring *r)
     return 0;
 }
 
+/* Registers the eventfd of the sleepers afresh, before each of their sleeps. A signal that is raised inside a write to an
+ * eventfd that the ring polls is put off by the kernel, under a bit that it then never clears: all later ones of that
+ * kind are lost (measured on 6.18: io_eventfd_do_signal). A new registration has the bit clear, and one signal is all
+ * that a sleep needs. Work that came in between shows in the flags, which a sleeper reads before it sleeps. */
+static int renew_notify(tu_ring *r)
+{
+    int rc;
+
+    if (r->notify_fd < 0)
+        return 0;
+    rc = io_uring_register(r->ring.ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
+    return rc < 0 ? rc : io_uring_register(r->ring.ring_fd, IORING_REGISTER_EVENTFD, &r->notify_fd, 1);
+}
+
 /* Completions held back by a full queue: each GETEVENTS moves in as many as there is room for. */
 static unsigned drain_overflow(tu_ring *r, int64_t *out, unsigned max, unsigned n, unsigned *seen)
 {
@@ -601,10 +678,14 @@ int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max)
         return refuse(r);
     if (!tu_is_owner(r))
         return sleep_elsewhere(r, timeout_ns);
-    if (atomic_load_explicit(&r->want_notify, memory_order_relaxed) && (rc = make_notify(r)) < 0)
-        return rc;
+    /* Without it (EMFILE) sleepers go on being sent back at once: slow, but alive (F35). */
+    if (atomic_load_explicit(&r->want_notify, memory_order_relaxed))
+        make_notify(r);
     r->away = 0;
+    take_back(r);
     arm_wake(r);
+    if (kernel_flags(r) & IORING_SQ_CQ_OVERFLOW)
+        r->stats.cq_overflows++;
     sleeping = timeout_ns != 0 && !ready(r);
     if (sleeping) {
         if (timeout_ns > 0)
@@ -631,6 +712,10 @@ int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max)
         return 0; /* a signal, or the wake-up of a cancelled entry */
     if (rc == -EINTR)
         return 0;
+    if ((rc = renew_notify(r)) < 0)
+        return rc;
+    if (kernel_flags(r) & IORING_SQ_TASKRUN)
+        return 0; /* came without a signal, while nothing was registered */
     r->away = 1;
     return -ETIME;
 }
@@ -641,8 +726,13 @@ int tu_wake(tu_ring *r)
     int rc = 0, saved = errno;
 
     if (atomic_fetch_add(&r->wakers, 1) < CLOSING_WAKERS) {
+        int notify = __atomic_load_n(&r->notify_fd, __ATOMIC_ACQUIRE);
+
         /* EAGAIN: the counter is full, so a wake-up is pending already. */
         if (write(r->event_fd, &one, sizeof one) < 0 && errno != EAGAIN)
+            rc = -errno;
+        /* The kernel's own signal for a read of an eventfd comes milliseconds late, see renew_notify(). */
+        if (notify >= 0 && write(notify, &one, sizeof one) < 0 && errno != EAGAIN)
             rc = -errno;
     } else {
         rc = -EBADF;
@@ -712,67 +802,68 @@ int tu_idle(tu_ring *r)
 
 /* ---------------------------------------------------------------- provided buffers */
 
-tu_buffers *tu_buffers_new(tu_ring *r, unsigned entries, unsigned size, unsigned group, char *base, int *error)
+int tu_buffers_new(tu_ring *r, unsigned entries, unsigned size, unsigned group, char *base)
 {
     struct io_uring_buf_reg reg;
     tu_buffers *b;
+    int rc;
 
-    *error = r->state == OPEN ? 0 : refuse(r);
-    if (*error)
-        return NULL;
+    if (r->state != OPEN)
+        return refuse(r);
+    if (r->buffers)
+        return -EEXIST;
     b = calloc(1, sizeof *b);
-    if (!b) {
-        *error = -ENOMEM;
-        return NULL;
-    }
+    if (!b)
+        return -ENOMEM;
+    b->lent = calloc(entries, sizeof *b->lent);
     b->ring_size = entries * sizeof(struct io_uring_buf);
     b->ring = mmap(NULL, b->ring_size, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);
-    if (b->ring == MAP_FAILED) {
-        *error = -errno;
-        free(b);
-        return NULL;
+    if (!b->lent || b->ring == MAP_FAILED) {
+        rc = -ENOMEM;
+        goto failed;
     }
     memset(&reg, 0, sizeof reg);
     reg.ring_addr = (uint64_t)(uintptr_t)b->ring;
     reg.ring_entries = entries;
     reg.bgid = (uint16_t)group;
-    *error = io_uring_register(r->ring.ring_fd, IORING_REGISTER_PBUF_RING, &reg, 1);
-    if (*error) {
-        munmap(b->ring, b->ring_size);
-        free(b);
-        return NULL;
-    }
+    rc = io_uring_register(r->ring.ring_fd, IORING_REGISTER_PBUF_RING, &reg, 1);
+    if (rc < 0)
+        goto failed;
     b->base = base;
     b->size = size;
     b->mask = entries - 1;
     b->group = group;
     b->ring->tail = 0;
     for (unsigned id = 0; id < entries; id++)
-        tu_buffers_give(b, id);
-    return b;
+        give(b, id);
+    r->buffers = b;
+    return 0;
+
+failed:
+    if (b->ring != MAP_FAILED)
+        munmap(b->ring, b->ring_size);
+    free(b->lent);
+    free(b);
+    return rc;
 }
 
-void tu_buffers_give(tu_buffers *b, unsigned id)
-{
-    struct io_uring_buf *buf = &b->ring->bufs[b->ring->tail & b->mask];
-
-    buf->addr = (uint64_t)(uintptr_t)(b->base + (size_t)id * b->size);
-    buf->len = b->size;
-    buf->bid = (uint16_t)id;
-    __atomic_store_n(&b->ring->tail, (uint16_t)(b->ring->tail + 1), __ATOMIC_RELEASE);
-}
-
-int tu_buffers_free(tu_ring *r, tu_buffers *b)
+int tu_buffers_free(tu_ring *r)
 {
     struct io_uring_buf_reg reg;
+    tu_buffers *b = r->buffers;
     int rc = 0;
 
+    if (!b)
+        return 0;
     if (r->state == OPEN) {
         memset(&reg, 0, sizeof reg);
         reg.bgid = (uint16_t)b->group;
         rc = io_uring_register(r->ring.ring_fd, IORING_UNREGISTER_PBUF_RING, &reg, 1);
     }
+    r->buffers = NULL;
+    r->lent = 0;
     munmap(b->ring, b->ring_size);
+    free(b->lent);
     free(b);
     return rc;
 }
@@ -786,6 +877,7 @@ int tu_try_setup(unsigned flags, unsigned entries)
 
     memset(&p, 0, sizeof p);
     p.flags = flags;
+    p.wq_fd = -1U; /* ATTACH_WQ answers ENXIO where it is known */
     if (flags & IORING_SETUP_CQSIZE)
         p.cq_entries = 2 * entries;
     fd = io_uring_setup(entries, &p);

@@ -24,7 +24,6 @@ typedef struct {
 } tu_counters;
 
 typedef struct tu_ring tu_ring;
-typedef struct tu_buffers tu_buffers;
 
 /* Life. tu_new() allocates without any system call; tu_open() makes the ring (on failure *step names the failed
  * system call: 1 setup, 2 eventfd). tu_close() unmaps and closes; it does not wait, see Ring.close(). */
@@ -45,6 +44,8 @@ int tu_is_owner(tu_ring *r);
 int tu_queue(tu_ring *r, unsigned opcode, int fd, void *addr, unsigned len, uint64_t off, unsigned op_flags,
              uint64_t user_data, unsigned flags, unsigned ioprio, unsigned buf_index, int file_index);
 int tu_poll(tu_ring *r, int fd, unsigned events, uint64_t user_data);
+int tu_recv(tu_ring *r, int fd, unsigned len, uint64_t user_data); /* into a provided buffer */
+int tu_send(tu_ring *r, int fd, const char *data, unsigned len, unsigned msg_flags, uint64_t user_data);
 int tu_cancel(tu_ring *r, uint64_t user_data);
 void tu_present(tu_ring *r);
 unsigned tu_queued(tu_ring *r);
@@ -63,10 +64,10 @@ int tu_cancel_all(tu_ring *r);
 int tu_cancel_sync(tu_ring *r, uint64_t user_data, int fd, unsigned flags, int64_t timeout_ns);
 int tu_idle(tu_ring *r); /* nothing of the owner's nor of the shim's own is in flight */
 
-/* Provided buffers: `entries` (a power of two, 1 to 32768) buffers of `size` bytes each, group id `group`. */
-tu_buffers *tu_buffers_new(tu_ring *r, unsigned entries, unsigned size, unsigned group, char *base, int *error);
-void tu_buffers_give(tu_buffers *b, unsigned id);
-int tu_buffers_free(tu_ring *r, tu_buffers *b);
+/* Provided buffers, one set for a ring: `entries` (a power of two, 1 to 32768) of `size` bytes each, at base; group id
+ * `group`. The buffers named by completions of one tu_wait() are the kernel's again at the next: copy out before. */
+int tu_buffers_new(tu_ring *r, unsigned entries, unsigned size, unsigned group, char *base);
+int tu_buffers_free(tu_ring *r);
 
 /* Probing. */
 int tu_try_setup(unsigned flags, unsigned entries);

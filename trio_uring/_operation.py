@@ -6,9 +6,11 @@ means to a user (a socket, a file) is for the layers above.
 Theory of operation
 ===================
 The kernel owns the memory of an entry from the moment it is queued until its last completion is reaped, whatever
-happens to the task meanwhile. So the manager, not the task, holds the operation: `manager.inflight` maps the entry's
+happens to the task meanwhile. So the manager, not the task, holds the operation: `manager.operations` maps the entry's
 user_data to it, and only `complete` takes it out. user_data is a counter that never goes back, so a completion names
-one operation for ever, and one that names none is stale and dropped.
+one operation for ever, and one that names none is stale and dropped. Operations that are used again (`_sockets`) keep
+their user_data and their place in `operations`, as long as no cancel was ever queued for them: a completion still names
+one entry only, because there is never more than one in flight, and no cancel can hit a later one.
 
 The completion of the entry decides, never the cancel's (invariant 1). A cancel is a wish: it is queued behind its
 target in the same queue, so it cannot overtake it, and its own result is ignored.
@@ -16,7 +18,8 @@ target in the same queue, so it cannot overtake it, and its own result is ignore
     state       event                          next        what happens
     ---------   ----------------------------   ---------   -------------------------------------------------------
     in flight   completion                     done        the task is rescheduled
-    in flight   Trio aborts, Operation         cancelling  the cancel is queued, Abort.FAILED: the task sleeps on
+    in flight   Trio aborts, Operation         cancelling  the cancel is queued, Abort.FAILED: the task sleeps on;
+                                                           the descriptor is free for another task
     in flight   Trio aborts, Poll              abandoned   the cancel is queued, Abort.SUCCEEDED: a poll owns nothing
     in flight   notify_closing, Operation      closing     the requests on the file are cancelled at once
     in flight   notify_closing, Poll           abandoned   the same, and ClosedResourceError for the task
@@ -26,14 +29,15 @@ target in the same queue, so it cannot overtake it, and its own result is ignore
     cancelling  completion, other error        done        the error is raised: it did happen
     closing     completion, result >= 0        done        delivered
     closing     completion, interrupted        done        ClosedResourceError
-    in flight   completion, interrupted        in flight   queued again: nobody here asked (below)
+    in flight   completion, interrupted        between     nobody here asked (below): the task queues it again
+    between     notify_closing                 done        ClosedResourceError: the number may be another file's by now
     abandoned   completion                     done        forgotten
 
 "Interrupted" is -ECANCELED, -EINTR or one of the kernel's internal restart codes, which escape from operations that
 were blocked in a worker (F15, F28). One that nobody asked for has two innocent causes. A signal; and a cancel by
 descriptor of another descriptor of the same open file, since the kernel compares files and not numbers.
 
-KeyboardInterrupt: everything from taking a user_data to entering the operation in `inflight` runs under Trio's
+KeyboardInterrupt: everything from taking a user_data to entering the operation in `operations` runs under Trio's
 protection (invariant 10), because `perform` and Trio's own wait_readable and wait_writable are marked with it.
 """
 
@@ -42,10 +46,12 @@ from __future__ import annotations
 import errno
 import os
 import select
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import outcome
 import trio
+from trio._core._run import GLOBAL_RUN_CONTEXT
+from trio._core._traps import WaitTaskRescheduled
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
 from ._ring import CQE_F_MORE, OP_POLL_ADD, POLL_ADD_MULTI
@@ -62,9 +68,30 @@ ALWAYS_REPORTED: Final = select.POLLERR | select.POLLHUP
 CLOSED_MESSAGE: Final = "another task closed this fd"
 
 
+def busy() -> trio.BusyResourceError:
+    """The exception for a second task in the same direction of a descriptor."""
+    return trio.BusyResourceError("another task is already reading / writing this fd")
+
+
 def os_error(result: int) -> OSError:
     """The exception for a negative completion result: class, errno and text as from the system call itself."""
     return OSError(-result, os.strerror(-result))
+
+
+def raise_closed() -> NoReturn:
+    """What `notify_closing` does to an operation that it ends."""
+    raise trio.ClosedResourceError(CLOSED_MESSAGE)
+
+
+class Trap(tuple[object]):
+    """Awaiting it hands its one item, a message, to Trio's scheduler.
+
+    In place of a generator: a tuple iterator yields the message and is exhausted when the task is resumed, so an operation
+    makes its trap once, and a sleep runs no frame and allocates no generator. It takes resumption with None only.
+    """
+
+    __slots__ = ()
+    __await__ = tuple.__iter__
 
 
 class Poll:
@@ -77,7 +104,9 @@ class Poll:
 
     __slots__ = ("events", "fd", "manager", "task", "user_data", "waiters")
 
-    def __init__(self, manager: UringIOManager, fd: int, events: int, waiters: dict[int, Any], task: Task) -> None:
+    def __init__(
+        self, manager: UringIOManager, fd: int, events: int, waiters: dict[int, Any], task: Task
+    ) -> None:
         self.manager = manager
         self.fd = fd
         self.events = events
@@ -95,12 +124,12 @@ class Poll:
         else:
             self.manager.ring.poll(self.fd, self.events, user_data)
         self.user_data = user_data
-        self.manager.inflight[user_data] = self
+        self.manager.operations[user_data] = self
 
     def abort(self, _raise_cancel: RaiseCancelT) -> Abort:
         """Trio's abort_fn."""
         self._abandon()
-        self.manager.ring.cancel(self.user_data)
+        self.manager.cancel(self.user_data)
         return Abort.SUCCEEDED
 
     def close(self) -> None:
@@ -113,19 +142,18 @@ class Poll:
     def _abandon(self) -> None:
         del self.waiters[self.fd]
         self.task = None
-        abandoned = self.manager.abandoned
-        abandoned[self.fd] = abandoned.get(self.fd, 0) + 1
+        self.manager.now_leaving(self.fd)
 
-    def complete(self, result: int, flags: int) -> None:
+    def complete(self, result: int, flags: int) -> Task | None:
         """A completion has been reaped."""
         more = flags & CQE_F_MORE
         if not more:
-            del self.manager.inflight[self.user_data]
+            del self.manager.operations[self.user_data]
         task = self.task
         if task is None:
             if not more:
-                self._forget()
-            return
+                self.manager.left(self.fd)
+            return None
         ended: outcome.Outcome[object] = outcome.Value(None)
         try:
             if result < 0 and result not in INTERRUPTED:
@@ -133,24 +161,17 @@ class Poll:
             if result < 0 or not result & (self.events | ALWAYS_REPORTED):
                 if not more:
                     self._queue(multishot=result >= 0)
-                return
+                return None
         except OSError as error:
             ended = outcome.Error(error)
         if more:
             self._abandon()
-            self.manager.ring.cancel(self.user_data)
+            self.manager.cancel(self.user_data)
         else:
             self.task = None
             del self.waiters[self.fd]
         trio.lowlevel.reschedule(task, ended)
-
-    def _forget(self) -> None:
-        abandoned = self.manager.abandoned
-        left = abandoned[self.fd] - 1
-        if left:
-            abandoned[self.fd] = left
-        else:
-            del abandoned[self.fd]
+        return None
 
     def discard(self, _result: int, _flags: int) -> None:
         """The run is over: the completion has been reaped and nobody wants it."""
@@ -163,42 +184,48 @@ class Poll:
             # Thrown in from outside (a coroutine closed while it sleeps), unless the scheduler has been here already.
             if self.task is not None:
                 self._abandon()
-                self.manager.ring.cancel(self.user_data)
+                self.manager.cancel(self.user_data)
             raise
 
 
 class Operation:
-    """An entry whose memory the kernel reads or writes until its last completion.
+    """An entry whose memory the kernel reads or writes until its last completion. Used for one `perform` at a time.
 
     Attributes:
-      keep: whatever must stay alive and unmoved for the kernel: buffers, addresses, headers, paths.
+      keep: whatever must stay alive and unmoved for the kernel: buffers, addresses, headers, paths. Let go at the
+        completion, so that who asks for its memory back then does not depend on the garbage collector.
+      raise_cancel: raises why the operation was asked to end, a cancel or a close; None as long as nobody asked.
       result, flags: those of the completion, once there is one.
     """
 
     __slots__ = (
-        "closing",
         "fd",
         "flags",
         "keep",
+        "leaving",
         "manager",
         "raise_cancel",
         "result",
         "task",
+        "trap",
         "user_data",
         "waiters",
     )
 
-    def __init__(self, manager: UringIOManager, fd: int, keep: object, waiters: dict[int, Any] | None) -> None:
+    def __init__(
+        self, manager: UringIOManager, fd: int, keep: object, waiters: dict[int, Any] | None
+    ) -> None:
         self.manager = manager
         self.fd = fd
         self.keep = keep
         self.waiters = waiters
         self.task: Task | None = None
         self.raise_cancel: RaiseCancelT | None = None
-        self.closing = False
+        self.leaving = False
         self.result = 0
         self.flags = 0
         self.user_data = 0
+        self.trap = Trap((WaitTaskRescheduled(self.abort),))
 
     @trio.lowlevel.enable_ki_protection
     async def perform(
@@ -223,65 +250,114 @@ class Operation:
           ClosedResourceError: `trio.lowlevel.notify_closing` ended it.
           OSError: what the kernel answered, as from the system call.
         """
-        manager = self.manager
-        waiters = self.waiters
         while True:
-            if waiters is not None and self.fd in waiters:
-                raise trio.BusyResourceError("another task is already reading / writing this fd")
+            # A scope that is cancelled already has to win, even over an entry that would complete at once.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if self.waiters is not None and self.fd in self.waiters:
+                raise busy()
+            manager = self.manager
             user_data = manager.next_user_data()
             manager.ring.queue(
-                opcode, user_data, self.fd, addr, length, offset, op_flags, sqe_flags, ioprio, buf_index, file_index
+                opcode,
+                user_data,
+                self.fd,
+                addr,
+                length,
+                offset,
+                op_flags,
+                sqe_flags,
+                ioprio,
+                buf_index,
+                file_index,
             )
-            self.user_data = user_data
-            manager.inflight[user_data] = self
-            if waiters is not None:
-                waiters[self.fd] = self
-            self.task = trio.lowlevel.current_task()
-            try:
-                await trio.lowlevel.wait_task_rescheduled(self.abort)
-            except BaseException:
-                # Thrown in from outside (a coroutine closed while it sleeps): the entry is still the kernel's.
-                if self.task is not None:
-                    self.task = None
-                    manager.ring.cancel(user_data)
-                raise
-            result = self.result
-            if result >= 0:
-                return result
-            if result not in INTERRUPTED:
-                if result == -errno.EAGAIN and waiters is not None and self.raise_cancel is None:
-                    # A non-blocking descriptor that the kernel handed to a worker (F20).
-                    await manager.wait_ready(self.fd, waiters)
-                    continue
-                raise os_error(result)
-            if self.raise_cancel is not None:
-                self.raise_cancel()
-            if self.closing:
-                raise trio.ClosedResourceError(CLOSED_MESSAGE)
+            await self.asleep(user_data)
+            if self.result >= 0:
+                return self.result
+            await self.failed()
+
+    async def asleep(self, user_data: int) -> None:
+        """Enter the entry just queued into the books and sleep until its completion."""
+        manager = self.manager
+        self.user_data = user_data
+        manager.operations[user_data] = self
+        if self.waiters is not None:
+            self.waiters[self.fd] = self
+        self.task = GLOBAL_RUN_CONTEXT.task
+        try:
+            await self.trap
+        except BaseException:
+            self.torn_down()
+            raise
+
+    def torn_down(self) -> None:
+        """An exception was thrown in from outside (a coroutine closed while it sleeps): the entry is still the kernel's."""
+        if self.task is not None:
+            self._leave()
+            self.task = None
+            self.manager.cancel(self.user_data)
+
+    async def failed(self) -> None:
+        """After a negative result: raise what it means, or return where the entry is to be queued again."""
+        result = self.result
+        if not self._without_effect(result):
+            raise os_error(result)
+        try:
+            if result == -errno.EAGAIN and self.waiters is not None and self.raise_cancel is None:
+                # A non-blocking descriptor that the kernel handed to a worker (F20).
+                await self.manager.wait_ready(self.fd, self.waiters)
+        finally:
+            self.manager.not_between(self)
+        if self.raise_cancel is not None:
+            self.raise_cancel()
+
+    def _without_effect(self, result: int) -> bool:
+        return result in INTERRUPTED or (result == -errno.EAGAIN and self.waiters is not None)
 
     def abort(self, raise_cancel: RaiseCancelT) -> Abort:
         """Trio's abort_fn: ask, and let the completion decide."""
-        self.raise_cancel = raise_cancel
-        self.manager.ring.cancel(self.user_data)
+        if self.raise_cancel is None:
+            self.raise_cancel = raise_cancel
+        self._leave()
+        self.manager.cancel(self.user_data)
         return Abort.FAILED
+
+    def _leave(self) -> None:
+        # Another task may use the descriptor from now on, as it may when a poll is aborted: the cancel is queued before
+        # whatever that task queues. But the file is still held, so a close must know. After a close the number may be
+        # that of another file, whose readers and writers have nothing to do with this.
+        if self.waiters is not None and not self.leaving and self.task is not None:
+            self.leaving = True
+            del self.waiters[self.fd]
+            self.manager.now_leaving(self.fd)
 
     def close(self) -> None:
         """The descriptor is being closed and the ring's requests on it have been cancelled."""
-        self.closing = True
+        if self.raise_cancel is None:
+            self.raise_cancel = raise_closed
+        self._leave()
 
-    def complete(self, result: int, flags: int) -> None:
-        """The last completion has been reaped: the memory is the task's again."""
-        del self.manager.inflight[self.user_data]
-        if self.waiters is not None:
-            del self.waiters[self.fd]
+    def complete(self, result: int, flags: int) -> Task | None:
+        """The last completion has been reaped: the memory is the task's again. Answers the task to be rescheduled.
+
+        With None, and not with an Outcome: what the trap, a tuple iterator, can be resumed with.
+        """
         self.result = result
         self.flags = flags
+        del self.manager.operations[self.user_data]
+        if self.leaving:
+            self.leaving = False
+            self.manager.left(self.fd)
+        elif self.waiters is not None:
+            del self.waiters[self.fd]
         task = self.task
+        self.task = None
         if task is None:
             self.discard(result, flags)
-        else:
-            self.task = None
-            trio.lowlevel.reschedule(task)
+        elif self._without_effect(result) and self.raise_cancel is None:
+            self.manager.now_between(self)
+            return task
+        self.keep = None
+        return task
 
     def discard(self, result: int, flags: int) -> None:
         """Nobody will take the result. Operations whose result is a descriptor close it here (F9)."""

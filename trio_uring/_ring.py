@@ -75,8 +75,10 @@ CANCEL_ANY: Final = 1 << 2
 
 NOP_INJECT_RESULT: Final = 1 << 0  # kernel 6.12: a NOP completes with the entry's len as its result
 
-_STEPS: Final = {1: "setup", 2: "eventfd"}
+_STEPS: Final = {1: "setup", 2: "eventfd", 3: "enter"}
 _MOST_AT_ONCE: Final = 4096  # completions handed out by one wait
+# Seconds in which the memory of rings closed before counts no longer (F34; measured on 6.18: about 20 ms).
+_MEMORY_BACK: Final = 0.2
 _SMALLEST: Final = 8  # entries at which a ring that does not fit in memory gives up shrinking
 
 # What a ring that could not be drained keeps alive for the rest of the process (invariant 8).
@@ -138,19 +140,21 @@ class Ring:
     """
 
     def __init__(self, sq_entries: int = 512, cq_entries: int | None = None) -> None:
+        self._closed = True
         if not 2 <= sq_entries <= 32768:
             raise ValueError(f"sq_entries must be 2 to 32768, not {sq_entries}")
         if cq_entries is None:
             cq_entries = min(8 * sq_entries, 65536)
         if not sq_entries <= cq_entries <= 65536:
             raise ValueError(f"cq_entries must be sq_entries ({sq_entries}) to 65536, not {cq_entries}")
-        self._closed = True
         if _shim_missing is not None:
             raise unavailable(errno.ENOSYS, "shim") from _shim_missing
         self._r = ffi.gc(lib.tu_new(), lib.tu_free)
         if not self._r:
             raise MemoryError
         step = ffi.new("int *")
+        wanted = sq_entries, cq_entries
+        deadline = time.monotonic() + _MEMORY_BACK
         while True:
             rc = lib.tu_open(self._r, sq_entries, cq_entries, step)
             if rc == 0:
@@ -159,11 +163,15 @@ class Ring:
                 sq_entries //= 2
                 cq_entries = max(sq_entries, cq_entries // 2)
                 continue
+            if rc == -errno.ENOMEM and time.monotonic() < deadline:
+                time.sleep(0.005)
+                sq_entries, cq_entries = wanted
+                continue
             raise unavailable(-rc, _STEPS[step[0]])
         self._closed = False
         self._max = min(lib.tu_cq_entries(self._r), _MOST_AT_ONCE)
         self._out = ffi.new("int64_t[]", 3 * self._max)
-        self._buffers: list[BufferRing] = []
+        self._buffers: BufferRing | None = None
         _rings.add(self)
 
     # -------------------------------------------------------------- facts
@@ -240,9 +248,12 @@ class Ring:
             self._fail(rc)
 
     def cancel(self, user_data: int) -> None:
-        """Queue an IORING_OP_ASYNC_CANCEL of the entry with that user_data. The target's own completion tells the outcome."""
+        """Queue an IORING_OP_ASYNC_CANCEL of the entry with that user_data; nothing after `close`.
+
+        The target's own completion tells the outcome.
+        """
         rc = lib.tu_cancel(self._r, user_data)
-        if rc:
+        if rc and not self._closed:  # closed: there is nothing left to cancel
             self._fail(rc)
 
     def cancel_fd(self, fd: int) -> None:
@@ -256,13 +267,17 @@ class Ring:
         if rc:
             self._fail(rc)
 
-    def cancel_sync(self, *, user_data: int = 0, fd: int = -1, flags: int = 0, timeout: float | None = None) -> int:
+    def cancel_sync(
+        self, *, user_data: int = 0, fd: int = -1, flags: int = 0, timeout: float | None = None
+    ) -> int:
         """IORING_REGISTER_SYNC_CANCEL (kernel 6.0): cancel, and wait for it for at most `timeout` seconds.
 
         Answers the number of requests cancelled, with CANCEL_ALL, or 0; raises OSError with ENOENT, EALREADY or ETIME
         as io_uring_register(2) says. Submits what is queued first.
         """
-        rc = int(lib.tu_cancel_sync(self._r, user_data, fd, flags, -1 if timeout is None else int(timeout * 1e9)))
+        rc = int(
+            lib.tu_cancel_sync(self._r, user_data, fd, flags, -1 if timeout is None else int(timeout * 1e9))
+        )
         if rc < 0:
             self._fail(rc)
         return rc
@@ -274,6 +289,10 @@ class Ring:
         guest mode another thread may already be asleep on the ring.
         """
         lib.tu_present(self._r)
+
+    def make_buffers(self, entries: int, size: int, group: int = 0) -> BufferRing:
+        """See `BufferRing`."""
+        return BufferRing(self, entries, size, group)
 
     # -------------------------------------------------------------- entering the kernel
 
@@ -333,8 +352,7 @@ class Ring:
         finally:
             if not lib.tu_idle(self._r):
                 self._leak(keep)
-            for buffers in self._buffers:
-                buffers._release()
+            lib.tu_buffers_free(self._r)
             lib.tu_close(self._r)
         return reaped
 
@@ -357,9 +375,13 @@ class Ring:
 
     def _leak(self, keep: object) -> None:
         count = lib.tu_stats(self._r).inflight
-        where = "in time" if lib.tu_is_owner(self._r) else "because another thread than its owner closed the ring"
+        where = (
+            "in time" if lib.tu_is_owner(self._r) else "because another thread than its owner closed the ring"
+        )
         # The mappings themselves may go (the kernel has its own reference); what must stay is memory it writes to.
-        _leaked.append((self._r, self._out, keep, [b._memory for b in self._buffers]))
+        _leaked.append((self._r, self._out, keep, self._buffers))
+        if not count:  # nothing but the read of the eventfd
+            return
         warnings.warn(
             f"io_uring: {count} operations did not end {where}; their memory is kept until the process ends",
             ResourceWarning,
@@ -383,7 +405,9 @@ class Ring:
                 "and cannot go on with the parent's"
             )
         if rc == -errno.EEXIST:
-            raise RuntimeError("this io_uring belongs to another thread; only wake() and wait() may be called here")
+            raise RuntimeError(
+                "this io_uring belongs to another thread; only wake() and wait() may be called here"
+            )
         if self._closed:
             raise ValueError("operation on a closed ring")
         raise OSError(-rc, f"io_uring: {os.strerror(-rc)}")
@@ -396,6 +420,9 @@ class Ring:
 class BufferRing:
     """Provided buffers: the kernel picks one only when data is there, so a receive that waits holds no memory.
 
+    One set for a ring. A buffer that a completion names is the caller's until the next `Ring.wait`, which gives all
+    such buffers back to the kernel, whether their data was taken or not: none can be forgotten.
+
     Args:
       ring: the ring to register with (IORING_REGISTER_PBUF_RING, kernel 5.19).
       entries: number of buffers, a power of two, 1 to 32768.
@@ -404,7 +431,7 @@ class BufferRing:
 
     Raises:
       ValueError: a size out of range.
-      OSError: the kernel refused.
+      OSError: the kernel refused, or (EEXIST) the ring has its buffers already.
     """
 
     def __init__(self, ring: Ring, entries: int, size: int, group: int = 0) -> None:
@@ -414,39 +441,25 @@ class BufferRing:
             raise ValueError(f"size must be 1 to {1 << 30} bytes, not {size}")
         if not 0 <= group <= 65535:
             raise ValueError(f"group must be 0 to 65535, not {group}")
+        if ring._buffers is not None:
+            raise OSError(errno.EEXIST, "the ring has its provided buffers already")
         self.size = size
         self.group = group
-        self._ring = ring
-        self._memory: mmap.mmap | None = mmap.mmap(-1, entries * size)
-        self._address = ffi.from_buffer(self._memory)
-        error = ffi.new("int *")
-        self._b = lib.tu_buffers_new(ring._r, entries, size, group, self._address, error)
-        if not self._b:
-            ring._fail(error[0])
-        ring._buffers.append(self)
+        self.memory = mmap.mmap(-1, entries * size)
+        rc = lib.tu_buffers_new(ring._r, entries, size, group, ffi.from_buffer(self.memory))
+        if rc:
+            ring._fail(rc)
+        ring._buffers = self
 
     def take(self, flags: int, length: int) -> bytes:
-        """The data of a completion, copied out; its buffer is the kernel's again when this returns.
+        """A copy of the data of a completion.
 
         Args:
           flags: the completion's flags, with IORING_CQE_F_BUFFER set.
           length: the completion's result, in bytes.
         """
-        assert self._memory is not None
-        buffer_id = flags >> CQE_BUFFER_SHIFT
-        start = buffer_id * self.size
-        data = self._memory[start : start + length]
-        lib.tu_buffers_give(self._b, buffer_id)
-        return data
-
-    def give_back(self, flags: int) -> None:
-        """Hand the buffer of a completion back unread (F10)."""
-        lib.tu_buffers_give(self._b, flags >> CQE_BUFFER_SHIFT)
-
-    def _release(self) -> None:
-        if self._b:
-            lib.tu_buffers_free(self._ring._r, self._b)
-            self._b = ffi.NULL
+        start = (flags >> CQE_BUFFER_SHIFT) * self.size
+        return self.memory[start : start + length]
 
 
 def supported_operations() -> frozenset[int]:

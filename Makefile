@@ -1,0 +1,68 @@
+# The commands of this project. README explains `make demo` and `make test`; the others are for those who work on it.
+# On a machine with only Python, gcc, git, apt and pip every target installs what it needs: Debian packages where one is
+# missing (as root, or through sudo), Python packages into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ACCEPTANCE ?= ../shared/acceptance
+SOURCES := pyproject.toml $(wildcard ffi/*) $(wildcard trio_uring/*.py trio_uring/startup/*) README.md
+DEBIAN := gcc:gcc pkg-config:pkg-config liburing-dev:/usr/include/liburing.h strace:strace python3-venv:@venv
+
+.PHONY: demo test lint acceptance versions pythons wheel bench clean packages
+
+demo: $(VENV)/installed
+	@$(BIN)/pip install -q "hypercorn[trio]>=0.17" "starlette>=0.40"
+	@$(BIN)/python docs/demo/demo.py
+	@$(BIN)/python -m trio_uring doctor
+
+test: $(VENV)/installed lint
+	$(BIN)/pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Trio's, AnyIO's and pytest-trio's own suites on the ring, at the default sizes and at the smallest.
+acceptance: packages
+	PYTHON=$(PYTHON) tests/acceptance.sh $(ACCEPTANCE)
+
+# Trio 0.31 to 0.35, each in an environment of its own.
+versions: $(VENV)/installed
+	$(BIN)/python tests/entry/trio_versions.py
+
+# Every CPython from 3.10 to 3.14 that is at hand: the project's own tests.
+pythons: packages
+	tests/pythons.sh
+
+# A wheel, checked, and tried in an empty environment on a machine view without liburing.
+wheel: packages
+	PYTHON=$(PYTHON) tests/wheel.sh
+
+bench: $(VENV)/installed
+	@$(BIN)/pip install -q uvloop
+	$(BIN)/python -m benchmarks $(BENCH)
+
+$(VENV)/installed: $(SOURCES) | packages
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -U pip
+	$(BIN)/pip install -q --force-reinstall --no-deps .
+	$(BIN)/pip install -q ".[test,lint]"
+	touch $@
+
+packages:
+	@missing=""; for pair in $(DEBIAN); do package=$${pair%%:*}; sign=$${pair#*:}; \
+	  case $$sign in \
+	    @venv) $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing $$package";; \
+	    /*) [ -e $$sign ] || missing="$$missing $$package";; \
+	    *) command -v $$sign >/dev/null || missing="$$missing $$package";; \
+	  esac; done; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing$$missing"; \
+	  sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $$missing >/dev/null; \
+	fi
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,64 @@
+"""Shared by every room of tests: what a test must leave as it found it, and the backends that a promise is held against.
+
+Knows the public interface and /proc; knows nothing of what is tested.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from trio_uring import UringBackend
+
+RINGS = {"uring": "uring", "sq2cq4": UringBackend(sq_entries=2, cq_entries=4)}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What is forgotten (a descriptor, a ring, an exception in a finalizer) fails the test that forgot it."""
+    config.addinivalue_line("filterwarnings", "error::ResourceWarning")
+    config.addinivalue_line("filterwarnings", "error::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def bounded() -> Iterator[None]:
+    """A test that hangs ends the whole test run, and shows where. Not a measure of speed."""
+    faulthandler.dump_traceback_later(120, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+def descriptors() -> dict[str, str]:
+    """The open descriptors of this process, and what each is."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            pass  # the one that the listing itself used
+    return found
+
+
+@pytest.fixture
+def descriptors_flat() -> Iterator[None]:
+    """Fails a test that leaves other descriptors open than it found."""
+    gc.collect()
+    before = descriptors()
+    yield
+    gc.collect()
+    assert descriptors() == before
+
+
+@pytest.fixture(params=RINGS.values(), ids=RINGS)
+def ring(request: pytest.FixtureRequest) -> str | UringBackend:
+    """An `io_backend` on the ring: as it comes, and with queues so small that everything fills them."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(params=[*RINGS.values(), "epoll"], ids=[*RINGS, "epoll"])
+def backend(request: pytest.FixtureRequest) -> str | UringBackend:
+    """The same and Trio's own epoll, which is the oracle: what a user sees is equal, or in docs/differences.md."""
+    return request.param  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""The tests of the environment diagnosis: _availability and _doctor."""

@@ -1,0 +1,104 @@
+"""How many system calls a wait makes, counted by strace(1), which must be installed.
+
+Knows the interface of layer 1; asks the kernel and not the ring's own counters.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+MARKER = "getppid"
+# What an allocator may do at any time.
+OF_THE_INTERPRETER = {"brk", "mmap", "munmap", "mremap", "madvise", "mprotect"}
+
+PREPARE = """
+import os
+from trio_uring._ring import OP_NOP, Ring, ffi
+
+ring = Ring({sizes})
+reader, writer = os.pipe()
+ring.poll(reader, 1, 16)  # something is in flight, and nothing comes of it
+for _ in range(3):
+    ring.wait(0)
+"""
+
+
+def traced(tmp_path: Path, program: str, sizes: str = "512, None") -> list[str]:
+    """The system calls of a program between its two calls of getppid(2), by name."""
+    trace = tmp_path / "trace"
+    script = PREPARE.format(sizes=sizes) + "os.getppid()\n" + program + "\nos.getppid()\nring.close()\n"
+    subprocess.run(
+        ["strace", "-f", "-e", "trace=all", "-o", str(trace), sys.executable, "-c", script],
+        check=True,
+        timeout=100,
+        cwd=tmp_path,
+    )
+    calls = re.findall(r"^\d+ +(?:<\.\.\. )?(\w+)(?:\(| resumed)", trace.read_text(), re.MULTILINE)
+    assert calls.count(MARKER) == 2, "strace shows no markers"
+    first = calls.index(MARKER)
+    return calls[first + 1 : calls.index(MARKER, first + 1)]
+
+
+def test_an_idle_wait_makes_no_system_call(tmp_path: Path) -> None:
+    calls = traced(
+        tmp_path,
+        "for _ in range(10_000):\n    assert ring.wait(0) is None",
+    )
+    assert "io_uring_enter" not in calls
+    assert set(calls) <= OF_THE_INTERPRETER
+
+
+def test_a_wait_that_submits_makes_one(tmp_path: Path) -> None:
+    calls = traced(
+        tmp_path,
+        "for number in range(100):\n"
+        "    ring.present()\n"
+        "    for each in range(5):\n"
+        "        ring.queue(OP_NOP, 100 + 5 * number + each)\n"
+        "    assert len(ring.wait(0)) == 15",
+    )
+    assert calls.count("io_uring_enter") == 100
+    assert set(calls) <= OF_THE_INTERPRETER | {"io_uring_enter"}
+
+
+def test_a_wait_that_sleeps_makes_one(tmp_path: Path) -> None:
+    calls = traced(
+        tmp_path,
+        "for number in range(20):\n"
+        "    ring.present()\n"
+        "    ring.queue(OP_NOP, 100 + number)\n"
+        "    assert len(ring.wait(None)) == 3\n"
+        "    assert ring.wait(0.001) is None",
+    )
+    assert calls.count("io_uring_enter") == 40
+    assert set(calls) <= OF_THE_INTERPRETER | {"io_uring_enter"}
+
+
+def test_a_wait_that_finds_deferred_work_makes_one(tmp_path: Path) -> None:
+    calls = traced(
+        tmp_path,
+        "os.write(writer, b'x')\n"
+        "assert ring.wait(0) == [16, 1, 0]\n"
+        "for _ in range(100):\n"
+        "    assert ring.wait(0) is None",
+    )
+    assert calls.count("io_uring_enter") == 1
+    assert set(calls) <= OF_THE_INTERPRETER | {"io_uring_enter", "write"}
+
+
+def test_a_batch_of_a_small_ring_makes_one_for_each_two_entries(tmp_path: Path) -> None:
+    """A full queue is flushed, not more often than it is full."""
+    calls = traced(
+        tmp_path,
+        "ring.present()\n"
+        "for number in range(100):\n"
+        "    ring.queue(OP_NOP, 100 + number)\n"
+        "seen = 0\n"
+        "while seen < 300:\n"
+        "    seen += len(ring.wait(0))",
+        sizes="2, 4",
+    )
+    assert 50 <= calls.count("io_uring_enter") <= 50 + 2 * 25 + 1

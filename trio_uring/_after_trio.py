@@ -1,0 +1,112 @@
+"""Layer 5: puts the seams (layer 4) in place as soon as Trio has been imported, and not before.
+
+Knows the import system; knows nothing of what the seams are. Runs at interpreter start where the start-up
+hook is on, so it imports little.
+
+Where Trio is not loaded yet, a finder waits for it at the front of sys.meta_path. It asks the finders
+behind it for the real specification and stands between the import system and the real loader only until
+that loader runs: what remains in the module's `__spec__` and `__loader__` is what would be there without
+us, so inspect, importlib.resources and reload see no difference. The finder goes when Trio has been loaded;
+where loading fails, it stays for the next attempt.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from _thread import get_ident
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+
+def arrange() -> None:
+    """Puts the seams in place now, if Trio has been imported, or else when it is."""
+    if "trio" in sys.modules:
+        _import_seams()
+    else:
+        sys.meta_path.insert(0, _Finder())
+
+
+def _import_seams() -> None:
+    """Imports the seams, which puts them in place.
+
+    Only a broken installation makes this fail: neither a kernel without io_uring nor a Trio that does not
+    fit does. Whoever did not insist on the ring goes on without it. For everybody else the import of Trio
+    fails, and not with an ImportError, which programs take for "no Trio here": there is nothing left that
+    could refuse the run later, and it must not quietly use epoll.
+    """
+    try:
+        importlib.import_module(f"{__package__}._seams")
+    except Exception as error:
+        if os.environ.get("TRIO_IO_BACKEND") not in ("auto", "epoll"):
+            raise RuntimeError(f"trio_uring is installed and cannot be imported: {error}") from error
+        import logging
+
+        logging.getLogger(__package__).warning(
+            "Trio stays on epoll: trio_uring cannot be imported: %s", error
+        )
+
+
+class _Finder:
+    """Finds `trio`, and nothing else, the way that it would be found without this finder."""
+
+    def __init__(self) -> None:
+        # Threads that are in find_spec: a finder that is asked here may in its turn ask all the others.
+        self._asking: set[int] = set()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """See importlib.abc.MetaPathFinder."""
+        thread = get_ident()
+        if name != "trio" or thread in self._asking:
+            return None
+        self._asking.add(thread)
+        try:
+            finders = list(sys.meta_path)
+            # Those in front of this one have been asked, or are asking.
+            for finder in finders[finders.index(self) + 1 if self in finders else 0 :]:
+                find = getattr(finder, "find_spec", None)
+                spec: ModuleSpec | None = None if find is None else find(name, path, target)
+                if spec is not None:
+                    break
+            else:
+                return None
+        finally:
+            self._asking.discard(thread)
+        # A namespace package, which has no location, or an antique loader is no Trio that could be served.
+        if spec.has_location and hasattr(spec.loader, "exec_module"):
+            spec.loader = cast("Loader", _Loader(spec.loader, self))
+        return spec
+
+
+class _Loader:
+    """The real loader, but for the moment after it has executed the module."""
+
+    def __init__(self, real: Any, finder: _Finder) -> None:
+        self._real = real
+        self._finder = finder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """See importlib.abc.Loader."""
+        module: ModuleType | None = self._real.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """See importlib.abc.Loader."""
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._real
+        module.__loader__ = self._real
+        self._real.exec_module(module)
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
+        _import_seams()

@@ -1,0 +1,124 @@
+"""Layer 4: what `io_backend` and the environment may say, and which of them decides.
+
+Knows the words that a user types; knows nothing of Trio, nor of rings, nor how a choice is carried out.
+
+Order of precedence: an `io_backend` given to the run, then the variable TRIO_IO_BACKEND, then epoll.
+TRIO_URING_OPTIONS gives the options to whoever asked for the ring by name, in the call or in the environment;
+a `UringBackend` instance is used as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+import attrs
+
+BACKEND_VARIABLE: Final = "TRIO_IO_BACKEND"
+OPTIONS_VARIABLE: Final = "TRIO_URING_OPTIONS"
+
+_MOST_SQ_ENTRIES: Final = 32768
+_MOST_CQ_ENTRIES: Final = 65536
+
+
+def _entries(default: int | None, least: int, most: int) -> Any:
+    """An option that counts queue entries; None, where it is the default, leaves the number to the ring."""
+
+    def check(_instance: object, attribute: attrs.Attribute[int | None], value: object) -> None:
+        if value is None and default is None:
+            return
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{attribute.name} must be an int, not {value!r}")
+        if not least <= value <= most:
+            raise ValueError(f"{attribute.name} must be {least} to {most}, not {value}")
+
+    values = f"{least} to {most}"
+    return attrs.field(default=default, validator=check, metadata={"parse": int, "values": values})
+
+
+@attrs.frozen(kw_only=True)
+class UringBackend:
+    """A configured ring: `trio.run(main, io_backend=UringBackend(sq_entries=1024))`.
+
+    Attributes:
+      sq_entries: submission queue entries, 2 to 32768; the kernel rounds up to a power of two
+        (io_uring_setup(2)).
+      cq_entries: completion queue entries, `sq_entries` to 65536, rounded up likewise; None for eight times
+        `sq_entries`, at most 65536.
+
+    Raises:
+      TypeError: an option that is not an int.
+      ValueError: an option out of its range.
+    """
+
+    sq_entries: int = _entries(512, 2, _MOST_SQ_ENTRIES)
+    cq_entries: int | None = _entries(None, 2, _MOST_CQ_ENTRIES)
+
+    def __attrs_post_init__(self) -> None:
+        if self.cq_entries is not None and self.cq_entries < self.sq_entries:
+            raise ValueError(
+                f"cq_entries must be at least sq_entries ({self.sq_entries}), not {self.cq_entries}"
+            )
+
+    @classmethod
+    def from_text(cls, text: str) -> UringBackend:
+        """The backend that "sq_entries=2,cq_entries=4" describes: the form of TRIO_URING_OPTIONS.
+
+        What the text does not name keeps its default; so does everything where the text is empty.
+
+        Raises:
+          ValueError: an unknown or repeated name, or a bad value; the message lists the good ones.
+        """
+        fields = {field.name: field for field in attrs.fields(cls)}
+        good = ", ".join(f"{name}={field.metadata['values']}" for name, field in fields.items())
+        given: dict[str, Any] = {}
+        for item in filter(None, map(str.strip, text.split(","))):
+            name, equals, value = (part.strip() for part in item.partition("="))
+            if name not in fields or not equals:
+                raise ValueError(f"unknown option {item!r}; the options are {good}")
+            if name in given:
+                raise ValueError(f"{name} is given twice")
+            try:
+                given[name] = fields[name].metadata["parse"](value)
+            except ValueError:
+                raise ValueError(f"bad value in {item!r}; the options are {good}") from None
+        return cls(**given)
+
+
+IOBackend = Literal["uring", "auto", "epoll"] | UringBackend | None
+"""What `io_backend` accepts."""
+
+
+class Choice(NamedTuple):
+    """What a run shall use: `ring` is None for Trio's own backend; `required` is False where that may stand
+    in.
+    """
+
+    ring: UringBackend | None
+    required: bool
+
+
+def resolve(io_backend: object, environ: Mapping[str, str] = os.environ) -> Choice:
+    """The choice that a call's `io_backend` (None where it gave none) and the environment make together.
+
+    Raises:
+      ValueError: a bad `io_backend`, TRIO_IO_BACKEND or TRIO_URING_OPTIONS; the message names it and lists
+        the good values.
+    """
+    if isinstance(io_backend, UringBackend):
+        return Choice(io_backend, required=True)
+    source = "io_backend"
+    if io_backend is None:
+        source = BACKEND_VARIABLE
+        io_backend = environ.get(BACKEND_VARIABLE) or "epoll"
+    if io_backend == "epoll":
+        return Choice(None, required=True)
+    if io_backend not in ("uring", "auto"):
+        instance = "" if source == BACKEND_VARIABLE else " or a trio_uring.UringBackend"
+        raise ValueError(f"{source} must be 'uring', 'auto', 'epoll'{instance}, not {io_backend!r}")
+    try:
+        options = UringBackend.from_text(environ.get(OPTIONS_VARIABLE, ""))
+    except ValueError as error:
+        raise ValueError(f"{OPTIONS_VARIABLE}: {error}") from None
+    return Choice(options, required=io_backend == "uring")

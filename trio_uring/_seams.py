@@ -1,0 +1,415 @@
+"""Layer 4, the seams: every name of Trio and AnyIO that is replaced, in one table, and the only code that
+replaces any.
+
+Knows private names of other projects and how to tell whether they still mean what they meant; knows nothing
+of rings beyond the name of the class that serves a run.
+
+How a run comes to its I/O manager
+==================================
+`setup_runner`, which every run of Trio goes through, calls the global name `TheIOManager`. What stands there
+now is `_IOManagers`: it makes the manager that was asked for. `trio.run` and `trio.lowlevel.start_guest_run`
+leave the choice of their caller in `_asked`, where the next call of `TheIOManager` on the same thread takes
+it. Where there is none (somebody kept a `trio.run` from before this module was imported), the environment
+decides, as it does for a caller that gives no `io_backend`.
+
+Whatever may go wrong goes wrong before Trio has made anything: the error comes out of `trio.run`, and the
+next run works.
+
+What does not fit
+=================
+Each row says what must be true of the Trio that is installed. Where that fails the row is left out, and the
+ring with it: "uring" raises and "auto" means epoll. Importing this module does not fail, and a run on epoll
+goes through Trio's own code alone.
+"""
+
+from __future__ import annotations
+
+import dis
+import errno
+import functools
+import inspect
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import attrs
+import trio
+
+from ._availability import UringUnavailableError
+from ._options import Choice, IOBackend, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+    import outcome
+    from typing_extensions import TypeVarTuple, Unpack
+
+    PosArgT = TypeVarTuple("PosArgT")
+
+RetT = TypeVar("RetT")
+
+SUPPORTED_TRIO: Final = "0.31 to 0.35"
+
+_log = logging.getLogger(__package__)
+
+
+class _Asked(threading.local):
+    choice: Choice | None = None
+
+
+_asked = _Asked()
+
+
+def choose(io_backend: object) -> Choice:
+    """`resolve`, and whether the installed Trio allows it.
+
+    Raises:
+      ValueError: see `resolve`.
+      UringUnavailableError: the ring is required and the installed Trio does not fit.
+    """
+    choice = resolve(io_backend)
+    if choice.ring is None or not _mismatches:
+        return choice
+    misfit = UringUnavailableError(
+        errno.ENOSYS,
+        f"Trio {version('trio')} does not fit ({'; '.join(_mismatches)})",
+        f"install a supported Trio, which is {SUPPORTED_TRIO}",
+    )
+    if choice.required:
+        raise misfit
+    return _epoll_instead(misfit)
+
+
+def _epoll_instead(reason: UringUnavailableError) -> Choice:
+    _log.info("io_backend 'auto' takes epoll: %s", reason)
+    return Choice(None, required=True)
+
+
+class _IOManagers:
+    """What `TheIOManager` is now: calling it makes the manager of the run that is being set up.
+
+    Trio's own tests also reach through the name, to patch methods of the class that their runs use. So
+    attributes are those of the class that the environment asks for; under "auto", the ring's.
+    """
+
+    __slots__ = ("_trios_own",)
+
+    def __init__(self, trios_own: type) -> None:
+        object.__setattr__(self, "_trios_own", trios_own)
+
+    def __call__(self) -> Any:
+        choice, _asked.choice = _asked.choice, None
+        if choice is None:
+            choice = choose(None)
+        if choice.ring is not None:
+            try:
+                manager = _ring_manager()(choice.ring)
+            except UringUnavailableError as error:
+                if choice.required:
+                    raise
+                _epoll_instead(error)
+            else:
+                _first_ring()
+                return manager
+        return self._trios_own()
+
+    def _class(self) -> type:
+        return self._trios_own if choose(None).ring is None else _ring_manager()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._class(), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._class(), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._class(), name)
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return isinstance(instance, (self._trios_own, _ring_manager()))
+
+
+def _ring_manager() -> type:
+    from ._manager import UringIOManager
+
+    return UringIOManager
+
+
+def _from_sockets(name: str) -> Callable[[Any], Any]:
+    """The function of that name in `_sockets`, which makes a replacement out of an original."""
+
+    def replacement(original: Any) -> Any:
+        from . import _sockets
+
+        return getattr(_sockets, name)(original)
+
+    return replacement
+
+
+def _with_io_backend(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`original`, a function that runs Trio, with the keyword `io_backend`."""
+
+    @functools.wraps(original)
+    def run(async_fn: Any, *args: Any, io_backend: IOBackend = None, **options: Any) -> Any:
+        __tracebackhide__ = True
+        try:
+            _asked.choice = choose(io_backend)
+            return original(async_fn, *args, **options)
+        except BaseException as error:
+            # Tracebacks look as they do without this function: a bare `raise` adds no entry of its own, so
+            # with the entry gone that the call above left, none is there. (CPython 3.10 keeps a second copy
+            # and still shows it.)
+            error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+            raise
+        finally:
+            _asked.choice = None
+
+    keyword = inspect.Parameter(
+        "io_backend",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation="str | trio_uring.UringBackend | None",
+    )
+    signature = inspect.signature(original)
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), keyword])  # type: ignore[attr-defined]
+    run.__doc__ = f"{inspect.getdoc(original)}\n\n{_IO_BACKEND_HELP}"
+    return run
+
+
+_IO_BACKEND_HELP: Final = """\
+With trio_uring imported there is one more argument:
+
+  io_backend: "uring" for io_uring, or `trio_uring.UringUnavailableError` (an `OSError`) that names the
+    cause and the remedy; "auto" for io_uring where it can be used and epoll where not; "epoll"; or a
+    `trio_uring.UringBackend`. Without it the environment variable TRIO_IO_BACKEND decides, and without that
+    it is epoll. Anything else is a `ValueError`."""
+
+
+# ------------------------------------------------------------------ what must be true of the names
+
+
+def _loads_global(function: Callable[..., Any], name: str) -> bool:
+    return any(
+        instruction.opname == "LOAD_GLOBAL" and instruction.argval == name
+        for instruction in dis.get_instructions(function)
+    )
+
+
+def _check_runs_trio(*keywords: str) -> Callable[[Any], Iterator[str]]:
+    def check(original: Any) -> Iterator[str]:
+        if not inspect.isfunction(original):
+            yield "is not a function"
+            return
+        parameters = inspect.signature(original).parameters
+        if "io_backend" in parameters:
+            yield "has an io_backend of its own"
+        kinds = {name: parameter.kind for name, parameter in parameters.items()}
+        for name in keywords:
+            if kinds.get(name) is not inspect.Parameter.KEYWORD_ONLY:
+                yield f"has no keyword {name}"
+        if list(kinds.values())[:2] != [
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.VAR_POSITIONAL,
+        ]:
+            yield "does not take (async_fn, *args)"
+        if not _loads_global(original, "setup_runner"):
+            yield "does not call setup_runner"
+
+    return check
+
+
+def _check_io_manager(original: Any) -> Iterator[str]:
+    if not inspect.isclass(original):
+        yield "is not a class"
+        return
+    if not _loads_global(trio._core._run.setup_runner, "TheIOManager"):
+        yield "is not what setup_runner calls"
+    if any(p.default is p.empty for p in inspect.signature(original).parameters.values()):
+        yield "needs arguments"
+    ours = _ring_manager()
+    for name, member in vars(original).items():
+        if inspect.isfunction(member) and not name.startswith("_"):
+            replacement = getattr(ours, name, None)
+            if replacement is None:
+                yield f"has a method {name} that the ring's manager has not"
+            elif list(inspect.signature(replacement).parameters) != list(
+                inspect.signature(member).parameters
+            ):
+                yield f"has other parameters in {name}"
+
+
+def _check_method(*parameters: str) -> Callable[[Any], Iterator[str]]:
+    """A coroutine method whose first parameters, after self, have these names."""
+
+    def check(original: Any) -> Iterator[str]:
+        if not inspect.iscoroutinefunction(original):
+            yield "is not a coroutine function"
+            return
+        names = tuple(inspect.signature(original, follow_wrapped=False).parameters)
+        if names[: len(parameters) + 1] != ("self", *parameters):
+            yield f"does not take ({', '.join(parameters)})"
+
+    return check
+
+
+# ------------------------------------------------------------------ the table
+
+
+@attrs.frozen
+class Seam:
+    """One name that is replaced.
+
+    Attributes:
+      modules: where it is found; the first is its home, and the others, where they hold the same object,
+        follow it.
+      name: the name there, dotted for an attribute of a class.
+      why: what the replacement is for.
+      check: given what stands there, yields what does not fit, as the end of a sentence that begins with
+        the name.
+      replacement: given what stands there, what shall stand there.
+    """
+
+    modules: tuple[str, ...]
+    name: str
+    why: str
+    check: Callable[[Any], Iterator[str]]
+    replacement: Callable[[Any], Any]
+
+    def _holder(self, module: str) -> tuple[Any, str]:
+        *path, last = self.name.split(".")
+        return functools.reduce(getattr, path, sys.modules[module]), last
+
+    def misfits(self) -> Iterator[str]:
+        """What of the installed version does not fit, in sentences."""
+        name = f"{self.modules[0]}.{self.name}"
+        try:
+            for misfit in self.check(getattr(*self._holder(self.modules[0]))):
+                yield f"{name} {misfit}"
+        except (AttributeError, KeyError) as error:
+            yield f"{name} cannot be examined: {error!r}"
+
+    def replace(self) -> None:
+        """Replaces it everywhere."""
+        original = getattr(*self._holder(self.modules[0]))
+        replacement = self.replacement(original)
+        for module in self.modules:
+            holder, name = self._holder(module)
+            if getattr(holder, name, None) is original:
+                setattr(holder, name, replacement)
+
+
+SEAMS: Final = (
+    Seam(
+        modules=("trio._core._run",),
+        name="TheIOManager",
+        why="setup_runner calls it for the I/O manager of each run",
+        check=_check_io_manager,
+        replacement=_IOManagers,
+    ),
+    Seam(
+        modules=("trio._core._run", "trio._core", "trio"),
+        name="run",
+        why="takes io_backend; AnyIO's run and trio.testing call it by these names",
+        check=_check_runs_trio(),
+        replacement=_with_io_backend,
+    ),
+    Seam(
+        modules=("trio._core._run", "trio._core", "trio.lowlevel"),
+        name="start_guest_run",
+        why="takes io_backend; AnyIO's pytest plugin calls it by the last of these names",
+        check=_check_runs_trio("run_sync_soon_threadsafe", "done_callback"),
+        replacement=_with_io_backend,
+    ),
+)
+
+
+# Replaced when the first ring of the process is made, so that a process without one runs Trio's own code. Runs on another
+# backend beside it (another thread, a later run) are passed on to Trio's own methods.
+OPERATION_SEAMS: Final = (
+    *(
+        Seam(
+            modules=("trio._socket",),
+            name=f"_SocketType.{name}",
+            why="a direct operation; every socket of Trio and AnyIO is of this class",
+            check=_check_method(*parameters),
+            replacement=_from_sockets(name),
+        )
+        for name, parameters in (
+            ("accept", ()),
+            ("connect", ("address",)),
+            ("recv", ()),
+            ("recv_into", ()),
+            ("send", ()),
+        )
+    ),
+    *(
+        Seam(
+            modules=("trio._highlevel_socket",),
+            name=f"SocketStream.{name}",
+            why="the operation itself, with no call of the socket's method between",
+            check=_check_method(parameter),
+            replacement=_from_sockets(name),
+        )
+        for name, parameter in (("receive_some", "max_bytes"), ("send_all", "data"))
+    ),
+)
+
+
+@functools.cache
+def _first_ring() -> None:
+    for seam in OPERATION_SEAMS:
+        seam.replace()
+
+
+def mismatches() -> list[str]:
+    """What of the installed Trio and AnyIO does not fit, in sentences; empty where all does."""
+    return list(_mismatches)
+
+
+def _put_in_place() -> tuple[str, ...]:
+    misfits: list[str] = []
+    for seam in SEAMS:
+        found = list(seam.misfits())
+        misfits += found
+        if not found:
+            seam.replace()
+    for seam in OPERATION_SEAMS:
+        misfits += seam.misfits()
+    return tuple(misfits)
+
+
+_mismatches: Final = _put_in_place()
+
+if TYPE_CHECKING:
+
+    def run(
+        async_fn: Callable[[Unpack[PosArgT]], Awaitable[RetT]],
+        *args: Unpack[PosArgT],
+        io_backend: IOBackend = None,
+        clock: trio.abc.Clock | None = None,
+        instruments: Sequence[trio.abc.Instrument] = (),
+        restrict_keyboard_interrupt_to_checkpoints: bool = False,
+        strict_exception_groups: bool = True,
+    ) -> RetT:
+        """`trio.run`."""
+
+    def start_guest_run(
+        async_fn: Callable[..., Awaitable[RetT]],
+        *args: object,
+        run_sync_soon_threadsafe: Callable[[Callable[[], object]], object],
+        done_callback: Callable[[outcome.Outcome[RetT]], object],
+        run_sync_soon_not_threadsafe: Callable[[Callable[[], object]], object] | None = None,
+        host_uses_signal_set_wakeup_fd: bool = False,
+        io_backend: IOBackend = None,
+        clock: trio.abc.Clock | None = None,
+        instruments: Sequence[trio.abc.Instrument] = (),
+        restrict_keyboard_interrupt_to_checkpoints: bool = False,
+        strict_exception_groups: bool = True,
+    ) -> None:
+        """`trio.lowlevel.start_guest_run`."""
+else:
+    run = trio.run
+    start_guest_run = trio.lowlevel.start_guest_run

@@ -1,0 +1,497 @@
+"""Layer 3, sockets: the methods of trio.socket and of SocketStream as direct ring operations.
+
+Knows what each call means to a user of Trio and which entry says it; knows nothing of how the methods come to be in
+Trio's classes (the seams put them there) nor of when an operation is over (`_operation`).
+
+Each function here takes Trio's own method and answers the one that replaces it. The replacement serves what it can serve
+exactly, in a run that is on the ring. Everything else goes to Trio's own method, which works on the ring as well, through
+polls: another backend's run, flags, sizes and types out of the ordinary, a closed socket, an address family without a
+codec. So does whatever is an error: CPython words it better than we could.
+
+Order of checks, the same everywhere, because it is Trio's: a scope that is cancelled already wins before anything is
+touched; then the descriptor must be free in that direction; then the entry is queued, and its completion decides. Every call
+is a schedule point, also when the entry completes as soon as it is submitted.
+
+Receiving takes a provided buffer where one is large enough: the kernel picks it when the data is there, so a task that
+waits owns no memory. It is copied out as the completion is processed and the kernel's again before the task runs. Receiving
+into the caller's buffer, and sending, pin the caller's memory through the buffer protocol until the completion: whoever
+resizes a bytearray meanwhile gets BufferError.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import socket as stdlib_socket
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import trio
+from trio._core._run import GLOBAL_RUN_CONTEXT
+from trio._highlevel_socket import _translate_socket_errors_to_stream_errors
+from trio._socket import _SocketType
+from trio.lowlevel import Task
+
+from . import _sockaddr
+from ._manager import BUFFER_SIZE, UringIOManager
+from ._operation import Operation, busy
+from ._ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, OP_ACCEPT, OP_CONNECT, OP_RECV, ffi, lib
+
+# SQE lengths have 32 bits; the kernel caps a transfer there anyway (MAX_RW_COUNT).
+MOST: Final = 0x7FFFF000
+MSG_WAITALL: Final = int(stdlib_socket.MSG_WAITALL)
+tu_recv = lib.tu_recv
+tu_send = lib.tu_send
+
+# Memory for a receive: not cleared first, since only what the kernel wrote is read.
+_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
+
+AsyncMethod = Callable[..., Awaitable[Any]]
+
+
+def ring_manager() -> UringIOManager | None:
+    """The manager of the run that the caller is in, if it is on the ring."""
+    try:
+        manager = GLOBAL_RUN_CONTEXT.runner.io_manager
+    except AttributeError:
+        return None
+    return manager if manager.__class__ is UringIOManager else None
+
+
+def _replaces(original: AsyncMethod) -> Callable[[AsyncMethod], AsyncMethod]:
+    """The replacement looks like the original and is protected from KeyboardInterrupt (invariant 10)."""
+
+    def finish(replacement: AsyncMethod) -> AsyncMethod:
+        return trio.lowlevel.enable_ki_protection(functools.wraps(original)(replacement))
+
+    return finish
+
+
+# ------------------------------------------------------------------ operations
+
+
+class Receive(Operation):
+    """IORING_OP_RECV into a provided buffer; `data` is what came, None where no buffer was used.
+
+    Used again, from `manager.receives`, as long as it ends with data and nobody ever cancelled it.
+    """
+
+    __slots__ = ("data", "memory", "r")
+
+    def __init__(self, manager: UringIOManager) -> None:
+        super().__init__(manager, -1, None, manager.readers)
+        self.memory = manager.buffers and manager.buffers.memory
+        self.r = manager.ring._r
+        self.data: bytes | None = None
+        self.user_data = manager.next_user_data()
+        manager.operations[self.user_data] = self
+
+    def complete(self, result: int, flags: int) -> Task | None:
+        """The completion has been reaped: copy the data out, before the buffer goes back."""
+        task = self.task
+        if result > 0 and flags & CQE_F_BUFFER:
+            start = (flags >> CQE_BUFFER_SHIFT) * BUFFER_SIZE
+            self.data = self.memory[start : start + result]  # BufferRing.take, flattened
+            if task is not None and self.raise_cancel is None:
+                # Operation.complete, flattened; and it stays in the books.
+                self.result = result
+                self.task = None
+                del self.waiters[self.fd]
+                return task
+        else:
+            self.data = None
+        if task is None and not self.leaving:
+            return None  # at rest: not its completion
+        return Operation.complete(self, result, flags)
+
+
+class Send(Operation):
+    """IORING_OP_SEND of `size` bytes of memory that `keep` pins.
+
+    Used again, from `manager.sends`, as long as it succeeds and nobody ever cancelled it.
+    """
+
+    __slots__ = ("r", "size")
+
+    def __init__(self, manager: UringIOManager) -> None:
+        super().__init__(manager, -1, None, manager.writers)
+        self.r = manager.ring._r
+        self.size = 0
+        self.user_data = manager.next_user_data()
+        manager.operations[self.user_data] = self
+
+    def complete(self, result: int, flags: int) -> Task | None:
+        """The completion has been reaped: the memory is the caller's to resize again."""
+        task = self.task
+        self.keep = None
+        if task is not None and result >= 0 and self.raise_cancel is None:
+            # Operation.complete, flattened; and it stays in the books.
+            self.result = result
+            self.task = None
+            del self.waiters[self.fd]
+            return task
+        if task is None and not self.leaving:
+            return None  # at rest: not its completion
+        return Operation.complete(self, result, flags)
+
+
+class Accept(Operation):
+    """IORING_OP_ACCEPT; the new descriptor is delivered or closed, never leaked (F9)."""
+
+    __slots__ = ()
+
+    def discard(self, result: int, flags: int) -> None:
+        """Nobody will take the connection."""
+        if result >= 0:
+            os.close(result)
+
+
+def begin_receive(sock: stdlib_socket.socket, most: int) -> Receive | None:
+    """Queue a receive of at most `most` bytes; None where Trio's own method is to decide what happens.
+
+    With `begin_send` this is where a busy server spends its time, so the steps of `Operation.asleep` stand here in a row.
+    """
+    try:
+        task = GLOBAL_RUN_CONTEXT.task
+    except AttributeError:
+        return None
+    runner = task._runner
+    manager = runner.io_manager
+    if (
+        manager.__class__ is not UringIOManager
+        or most.__class__ is not int
+        or not 0 < most <= BUFFER_SIZE
+        or task._cancel_status.effectively_cancelled
+        or runner.ki_pending
+    ):
+        return None
+    fd = sock.fileno()
+    readers = manager.readers
+    if fd < 0 or fd in readers:
+        return None
+    receive: Receive = manager.receives.pop() if manager.receives else Receive(manager)
+    rc = lib.tu_recv(receive.r, fd, most, receive.user_data)
+    if rc:
+        manager.ring._fail(rc)
+    receive.fd = fd
+    receive.task = task
+    readers[fd] = receive
+    return receive
+
+
+async def _received_nothing(receive: Receive, sock: stdlib_socket.socket, most: int) -> bytes:
+    """After a completion without data: the end, an error, or another attempt with a buffer of its own."""
+    if receive.result == 0:
+        return b""
+    if receive.result != -errno.ENOBUFS:
+        await receive.failed()
+    return await _receive_unpooled(receive.manager, sock, most)
+
+
+async def _receive_unpooled(manager: UringIOManager, sock: stdlib_socket.socket, most: int) -> bytes:
+    """Receive into a buffer of the operation's own: larger than a provided one, or none was free."""
+    memory = _uncleared("char[]", most)
+    received = await Operation(manager, sock.fileno(), memory, manager.readers).perform(OP_RECV, memory, most)
+    return ffi.unpack(memory, received)  # type: ignore[no-any-return]
+
+
+def begin_send(sock: stdlib_socket.socket, data: Any, start: int, msg_flags: int) -> Send | None:
+    """Queue a send of data[start:], counted in bytes; None where Trio's own method is to decide what happens."""
+    try:
+        task = GLOBAL_RUN_CONTEXT.task
+    except AttributeError:
+        return None
+    runner = task._runner
+    manager = runner.io_manager
+    if (
+        manager.__class__ is not UringIOManager
+        or task._cancel_status.effectively_cancelled
+        or runner.ki_pending
+    ):
+        return None
+    fd = sock.fileno()
+    writers = manager.writers
+    if fd < 0 or fd in writers:
+        return None
+    if data.__class__ is bytes and not start:
+        keep = address = data  # cffi passes the address of its storage, which does not move
+        left = size = len(data)
+    else:
+        try:
+            keep = address = ffi.from_buffer(data)
+        except (TypeError, BufferError, ValueError):
+            return None
+        size = len(keep)
+        left = size - start
+        if start:
+            address = keep + start
+    if left <= 0:
+        return None
+    send: Send = manager.sends.pop() if manager.sends else Send(manager)
+    rc = lib.tu_send(send.r, fd, address, left if left < MOST else MOST, msg_flags, send.user_data)
+    if rc:
+        manager.ring._fail(rc)
+    send.keep = keep
+    send.size = size
+    send.fd = fd
+    send.task = task
+    writers[fd] = send
+    return send
+
+
+# ------------------------------------------------------------------ trio.socket
+
+
+def recv(original: AsyncMethod) -> AsyncMethod:
+    """_SocketType.recv."""
+
+    @_replaces(original)
+    async def recv(self: _SocketType, *args: Any, **kwargs: Any) -> bytes:
+        if len(args) == 1 and not kwargs:
+            receive = begin_receive(self._sock, args[0])
+            if receive is not None:
+                try:
+                    await receive.trap
+                except BaseException:
+                    receive.torn_down()
+                    raise
+                data = receive.data
+                if data is None:
+                    return await _received_nothing(receive, self._sock, args[0])
+                if receive.raise_cancel is None:
+                    receive.manager.receives.append(receive)
+                return data
+            manager = ring_manager()
+            if manager is not None and args[0].__class__ is int and BUFFER_SIZE < args[0] <= MOST:
+                return await _receive_unpooled(manager, self._sock, args[0])
+        return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
+
+    return recv
+
+
+def recv_into(original: AsyncMethod) -> AsyncMethod:
+    """_SocketType.recv_into."""
+
+    @_replaces(original)
+    async def recv_into(self: _SocketType, /, *args: Any, **kwargs: Any) -> int:
+        manager = ring_manager()
+        if manager is not None and self._sock.fileno() >= 0:
+            buffer, nbytes, flags = _recv_into_arguments(*args, **kwargs)
+            memory = _writable(buffer)
+            if memory is not None and not flags and 0 <= nbytes <= len(memory) <= MOST:
+                operation = Operation(manager, self._sock.fileno(), memory, manager.readers)
+                try:
+                    return await operation.perform(OP_RECV, memory, nbytes or len(memory))
+                finally:
+                    # Not left to the frames of a traceback: they would keep the caller's memory pinned.
+                    if operation.user_data not in manager.operations:
+                        ffi.release(memory)
+        return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
+
+    return recv_into
+
+
+def _recv_into_arguments(buffer: Any = None, nbytes: Any = 0, flags: Any = 0, *extra: Any, **wrong: Any) -> tuple[Any, int, Any]:
+    if extra or wrong or nbytes.__class__ is not int or flags.__class__ is not int:
+        return None, 0, None
+    return buffer, nbytes, flags
+
+
+def _writable(buffer: Any) -> Any:
+    """A pinned, writable, contiguous, not empty buffer, or None."""
+    try:
+        return ffi.from_buffer("char[]", buffer, require_writable=True) or None
+    except (TypeError, BufferError, ValueError):
+        return None
+
+
+def send(original: AsyncMethod) -> AsyncMethod:
+    """_SocketType.send."""
+
+    @_replaces(original)
+    async def send(self: _SocketType, *args: Any, **kwargs: Any) -> int:
+        if len(args) == 1 and not kwargs:
+            while (operation := begin_send(self._sock, args[0], 0, 0)) is not None:
+                try:
+                    await operation.trap
+                except BaseException:
+                    operation.torn_down()
+                    raise
+                result = operation.result
+                if result >= 0:
+                    if operation.raise_cancel is None:
+                        operation.manager.sends.append(operation)
+                    return result
+                await operation.failed()
+        return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
+
+    return send
+
+
+def accept(original: AsyncMethod) -> AsyncMethod:
+    """_SocketType.accept.
+
+    One accept for one call, not a multishot one: a connection taken off the kernel's queue before anybody asked would be
+    lost to whoever uses the descriptor next (docs/differences.md).
+    """
+
+    @_replaces(original)
+    async def accept(self: _SocketType) -> tuple[_SocketType, Any]:
+        manager = ring_manager()
+        sock = self._sock
+        if manager is None or sock.fileno() < 0 or sock.family not in _FAMILIES:
+            return await original(self)  # type: ignore[no-any-return]
+        where = ffi.new("char[]", _sockaddr.SIZE)
+        length = ffi.new("unsigned *", _sockaddr.SIZE)
+        operation = Accept(manager, sock.fileno(), (where, length), manager.readers)
+        fd = await operation.perform(
+            OP_ACCEPT, where, 0, offset=_address_of(length), op_flags=stdlib_socket.SOCK_CLOEXEC
+        )
+        try:
+            accepted = stdlib_socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        address = _sockaddr.decode(ffi.unpack(where, min(length[0], _sockaddr.SIZE)))
+        return trio.socket.from_stdlib_socket(accepted), address  # type: ignore[return-value]
+
+    return accept
+
+
+def connect(original: AsyncMethod) -> AsyncMethod:
+    """_SocketType.connect."""
+
+    @_replaces(original)
+    async def connect(self: _SocketType, address: Any) -> None:
+        manager = ring_manager()
+        sock = self._sock
+        if manager is None or sock.fileno() < 0 or sock.family not in _FAMILIES:
+            return await original(self, address)  # type: ignore[no-any-return]
+        try:
+            address = await self._resolve_address_nocp(address, local=False)
+            encoded = _sockaddr.encode(sock.family, address)
+            if encoded is None or sock.fileno() < 0:
+                return await original(self, address)  # type: ignore[no-any-return]
+            where = ffi.from_buffer(encoded)
+            operation = Operation(manager, sock.fileno(), where, manager.writers)
+            await operation.perform(OP_CONNECT, where, 0, offset=len(encoded))
+        except trio.Cancelled:
+            # As Trio does: what state the socket is in, nobody knows.
+            sock.close()
+            raise
+        except OSError as error:
+            if error.errno in _LATE_CONNECT_ERRORS and sock.family != stdlib_socket.AF_UNIX:
+                text = f"Error connecting to {address!r}: {os.strerror(error.errno)}"
+                raise OSError(error.errno, text) from None
+            raise
+
+    return connect
+
+
+# What connect(2) reports after it has begun and not in the call: Trio finds these in SO_ERROR and names the address.
+_LATE_CONNECT_ERRORS: Final = frozenset(
+    (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN)
+)
+
+_FAMILIES: Final = frozenset((stdlib_socket.AF_INET, stdlib_socket.AF_INET6, stdlib_socket.AF_UNIX))
+
+
+def _address_of(pointer: Any) -> int:
+    return int(ffi.cast("uintptr_t", pointer))
+
+
+# ------------------------------------------------------------------ SocketStream
+
+
+def receive_some(original: AsyncMethod) -> AsyncMethod:
+    """SocketStream.receive_some: `recv`, with a stream's errors."""
+
+    @_replaces(original)
+    async def receive_some(self: trio.SocketStream, max_bytes: int | None = None) -> bytes:
+        sock = self.socket
+        if sock.__class__ is _SocketType:
+            most = BUFFER_SIZE if max_bytes is None else max_bytes
+            # begin_receive, flattened.
+            task = GLOBAL_RUN_CONTEXT.task
+            runner = task._runner
+            manager = runner.io_manager
+            if (
+                manager.__class__ is UringIOManager
+                and most.__class__ is int
+                and 0 < most <= BUFFER_SIZE
+                and not task._cancel_status.effectively_cancelled
+                and not runner.ki_pending
+                and (fd := sock._sock.fileno()) >= 0
+                and fd not in manager.readers
+            ):
+                receive = manager.receives.pop() if manager.receives else Receive(manager)
+                rc = tu_recv(receive.r, fd, most, receive.user_data)
+                if rc:
+                    manager.ring._fail(rc)
+                receive.fd = fd
+                receive.task = task
+                manager.readers[fd] = receive
+                try:
+                    await receive.trap
+                except BaseException:
+                    receive.torn_down()
+                    raise
+                data = receive.data
+                if data is None:
+                    with _translate_socket_errors_to_stream_errors():
+                        return await _received_nothing(receive, sock._sock, most)  # type: ignore[attr-defined]
+                if receive.raise_cancel is None:
+                    receive.manager.receives.append(receive)
+                return data
+        return await original(self, max_bytes)  # type: ignore[no-any-return]
+
+    return receive_some
+
+
+def send_all(original: AsyncMethod) -> AsyncMethod:
+    """SocketStream.send_all: one entry, with MSG_WAITALL, for as much as the kernel takes without an error.
+
+    The kernel then goes on after a short send by itself (5.19, io_uring_enter(2)); a cancel reports what went out.
+    """
+
+    @_replaces(original)
+    async def send_all(self: trio.SocketStream, data: bytes | bytearray | memoryview) -> None:
+        sock = self.socket
+        detector = self._send_conflict_detector
+        if sock.__class__ is not _SocketType or detector._held or sock._did_shutdown_SHUT_WR:  # type: ignore[attr-defined]
+            return await original(self, data)  # type: ignore[no-any-return]
+        sent = 0
+        operation = begin_send(sock._sock, data, 0, MSG_WAITALL)  # type: ignore[attr-defined]
+        if operation is None:
+            return await original(self, data)  # type: ignore[no-any-return]
+        detector._held = True
+        try:
+            while True:
+                try:
+                    await operation.trap
+                except BaseException:
+                    operation.torn_down()
+                    raise
+                result = operation.result
+                if result >= 0:
+                    sent += result
+                    done = sent == operation.size
+                    if operation.raise_cancel is None:
+                        operation.manager.sends.append(operation)
+                    if done:
+                        return None
+                else:
+                    with _translate_socket_errors_to_stream_errors():
+                        await operation.failed()
+                again = begin_send(sock._sock, data, sent, MSG_WAITALL)  # type: ignore[attr-defined]
+                if again is None:
+                    break
+                operation = again
+        finally:
+            detector._held = False
+        # Cancelled or closed half-way: Trio's own method finds the words, with what is left to send.
+        with memoryview(data) as view, view.cast("B") as all_bytes, all_bytes[sent:] as rest:
+            return await original(self, rest)  # type: ignore[no-any-return]
+
+    return send_all
