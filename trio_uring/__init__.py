@@ -13,6 +13,9 @@ checkers can read.
 
 This module knows where each public name lives and loads it when it is first used: Trio is not imported on
 its account, so that the ring serves programs without Trio, and the command line starts at once.
+
+PYTEST_DONT_REWRITE: because this distribution has a plugin, pytest wants to rewrite the asserts of all its
+modules, and warns of this one where the start-up hook has imported it earlier.
 """
 
 from __future__ import annotations

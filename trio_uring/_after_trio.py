@@ -4,9 +4,9 @@ Knows the import system; knows nothing of what the seams are. Runs at interprete
 hook is on, so it imports little.
 
 Where Trio is not loaded yet, a finder waits for it at the front of sys.meta_path. It asks the finders
-behind it for the real specification and stands between the import system and the real loader only until
-that loader runs: what remains in the module's `__spec__` and `__loader__` is what would be there without
-us, so inspect, importlib.resources and reload see no difference. The finder goes when Trio has been loaded;
+behind it for the real specification and hooks the one loader in it until that has run: what remains in the
+module's `__spec__` and `__loader__` is what would be there without us, so inspect, importlib.resources and
+reload see no difference. The finder goes when Trio has been loaded;
 where loading fails, it stays for the next attempt.
 """
 
@@ -16,11 +16,10 @@ import importlib
 import os
 import sys
 from _thread import get_ident
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from importlib.abc import Loader
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
@@ -48,9 +47,7 @@ def _import_seams() -> None:
             raise RuntimeError(f"trio_uring is installed and cannot be imported: {error}") from error
         import logging
 
-        logging.getLogger(__package__).warning(
-            "Trio stays on epoll: trio_uring cannot be imported: %s", error
-        )
+        logging.getLogger(__package__).warning("Trio stays on epoll: trio_uring cannot be imported: %s", error)
 
 
 class _Finder:
@@ -82,31 +79,20 @@ class _Finder:
             self._asking.discard(thread)
         # A namespace package, which has no location, or an antique loader is no Trio that could be served.
         if spec.has_location and hasattr(spec.loader, "exec_module"):
-            spec.loader = cast("Loader", _Loader(spec.loader, self))
+            self._hook(spec.loader)
         return spec
 
+    def _hook(self, loader: Any) -> None:
+        """Has this one loader run the seams after the module.
 
-class _Loader:
-    """The real loader, but for the moment after it has executed the module."""
+        Not by a loader of our own around it: tools that only ask for the specification (Jedi) look at the loader's type.
+        """
 
-    def __init__(self, real: Any, finder: _Finder) -> None:
-        self._real = real
-        self._finder = finder
+        def exec_module(module: ModuleType) -> None:
+            del loader.exec_module  # the class's own is back
+            loader.exec_module(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            _import_seams()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """See importlib.abc.Loader."""
-        module: ModuleType | None = self._real.create_module(spec)
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        """See importlib.abc.Loader."""
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._real
-        module.__loader__ = self._real
-        self._real.exec_module(module)
-        if self._finder in sys.meta_path:
-            sys.meta_path.remove(self._finder)
-        _import_seams()
+        loader.exec_module = exec_module

@@ -287,8 +287,7 @@ def _unknown_flags(failed: str, facts: Facts) -> tuple[str, str]:
     if facts.kernel() < OLDEST_KERNEL:
         return _old(failed, facts)
     return (
-        f"the kernel, {facts.release}, or a sandbox around it refuses a set-up flag that every ring needs "
-        f"({failed})",
+        f"the kernel, {facts.release}, or a sandbox around it refuses a set-up flag that every ring needs ({failed})",
         "see which with `python -m trio_uring doctor`, and boot an unmodified Linux 6.1 or newer",
     )
 

@@ -34,9 +34,8 @@ from typing import Any, Final, Protocol
 
 import attrs
 import trio
-from trio._core._run import GLOBAL_RUN_CONTEXT
 
-from ._operation import Operation, Poll, busy
+from ._operation import GLOBAL_RUN_CONTEXT, Operation, Poll, busy
 from ._options import UringBackend
 from ._ring import FIRST_USER_DATA, BufferRing, Ring
 

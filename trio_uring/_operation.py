@@ -50,14 +50,17 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import outcome
 import trio
-from trio._core._run import GLOBAL_RUN_CONTEXT
-from trio._core._traps import WaitTaskRescheduled
+from trio._core import _run, _traps
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
 from ._ring import CQE_F_MORE, OP_POLL_ADD, POLL_ADD_MULTI
 
 if TYPE_CHECKING:
     from ._manager import UringIOManager
+
+# Trio's private names that this layer and the next one use. What they use of the objects behind them (a task's
+# _next_send_fn and _abort_func, a runner's runq) is listed where it is checked, in `_seams`.
+GLOBAL_RUN_CONTEXT: Any = _run.GLOBAL_RUN_CONTEXT
 
 # ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK: internal to the kernel, seen from io-wq (F15).
 INTERRUPTED: Final = frozenset((-errno.ECANCELED, -errno.EINTR, -512, -513, -514, -516))
@@ -91,7 +94,7 @@ class Trap(tuple[object]):
     """
 
     __slots__ = ()
-    __await__ = tuple.__iter__
+    __await__: Any = tuple.__iter__
 
 
 class Poll:
@@ -104,9 +107,7 @@ class Poll:
 
     __slots__ = ("events", "fd", "manager", "task", "user_data", "waiters")
 
-    def __init__(
-        self, manager: UringIOManager, fd: int, events: int, waiters: dict[int, Any], task: Task
-    ) -> None:
+    def __init__(self, manager: UringIOManager, fd: int, events: int, waiters: dict[int, Any], task: Task) -> None:
         self.manager = manager
         self.fd = fd
         self.events = events
@@ -118,9 +119,7 @@ class Poll:
     def _queue(self, multishot: bool = False) -> None:
         user_data = self.manager.next_user_data()
         if multishot:
-            self.manager.ring.queue(
-                OP_POLL_ADD, user_data, self.fd, length=POLL_ADD_MULTI, op_flags=self.events
-            )
+            self.manager.ring.queue(OP_POLL_ADD, user_data, self.fd, length=POLL_ADD_MULTI, op_flags=self.events)
         else:
             self.manager.ring.poll(self.fd, self.events, user_data)
         self.user_data = user_data
@@ -212,9 +211,7 @@ class Operation:
         "waiters",
     )
 
-    def __init__(
-        self, manager: UringIOManager, fd: int, keep: object, waiters: dict[int, Any] | None
-    ) -> None:
+    def __init__(self, manager: UringIOManager, fd: int, keep: object, waiters: dict[int, Any] | None) -> None:
         self.manager = manager
         self.fd = fd
         self.keep = keep
@@ -225,7 +222,7 @@ class Operation:
         self.result = 0
         self.flags = 0
         self.user_data = 0
-        self.trap = Trap((WaitTaskRescheduled(self.abort),))
+        self.trap = Trap((_traps.WaitTaskRescheduled(self.abort),))
 
     @trio.lowlevel.enable_ki_protection
     async def perform(

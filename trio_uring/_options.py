@@ -57,9 +57,7 @@ class UringBackend:
 
     def __attrs_post_init__(self) -> None:
         if self.cq_entries is not None and self.cq_entries < self.sq_entries:
-            raise ValueError(
-                f"cq_entries must be at least sq_entries ({self.sq_entries}), not {self.cq_entries}"
-            )
+            raise ValueError(f"cq_entries must be at least sq_entries ({self.sq_entries}), not {self.cq_entries}")
 
     @classmethod
     def from_text(cls, text: str) -> UringBackend:

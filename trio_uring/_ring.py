@@ -27,7 +27,8 @@ from typing import Any, Final
 from ._availability import unavailable
 
 try:
-    from ._ffi import ffi, lib
+    from ._ffi import ffi as ffi
+    from ._ffi import lib as lib
 except ImportError as missing:  # told at the first use, so that importing the package works everywhere
     ffi = lib = None
     _shim_missing: ImportError | None = missing
@@ -267,17 +268,13 @@ class Ring:
         if rc:
             self._fail(rc)
 
-    def cancel_sync(
-        self, *, user_data: int = 0, fd: int = -1, flags: int = 0, timeout: float | None = None
-    ) -> int:
+    def cancel_sync(self, *, user_data: int = 0, fd: int = -1, flags: int = 0, timeout: float | None = None) -> int:
         """IORING_REGISTER_SYNC_CANCEL (kernel 6.0): cancel, and wait for it for at most `timeout` seconds.
 
         Answers the number of requests cancelled, with CANCEL_ALL, or 0; raises OSError with ENOENT, EALREADY or ETIME
         as io_uring_register(2) says. Submits what is queued first.
         """
-        rc = int(
-            lib.tu_cancel_sync(self._r, user_data, fd, flags, -1 if timeout is None else int(timeout * 1e9))
-        )
+        rc = int(lib.tu_cancel_sync(self._r, user_data, fd, flags, -1 if timeout is None else int(timeout * 1e9)))
         if rc < 0:
             self._fail(rc)
         return rc
@@ -375,9 +372,7 @@ class Ring:
 
     def _leak(self, keep: object) -> None:
         count = lib.tu_stats(self._r).inflight
-        where = (
-            "in time" if lib.tu_is_owner(self._r) else "because another thread than its owner closed the ring"
-        )
+        where = "in time" if lib.tu_is_owner(self._r) else "because another thread than its owner closed the ring"
         # The mappings themselves may go (the kernel has its own reference); what must stay is memory it writes to.
         _leaked.append((self._r, self._out, keep, self._buffers))
         if not count:  # nothing but the read of the eventfd
@@ -405,9 +400,7 @@ class Ring:
                 "and cannot go on with the parent's"
             )
         if rc == -errno.EEXIST:
-            raise RuntimeError(
-                "this io_uring belongs to another thread; only wake() and wait() may be called here"
-            )
+            raise RuntimeError("this io_uring belongs to another thread; only wake() and wait() may be called here")
         if self._closed:
             raise ValueError("operation on a closed ring")
         raise OSError(-rc, f"io_uring: {os.strerror(-rc)}")

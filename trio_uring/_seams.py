@@ -112,7 +112,7 @@ class _IOManagers:
                     raise
                 _epoll_instead(error)
             else:
-                _first_ring()
+                _replace_operations()
                 return manager
         return self._trios_own()
 
@@ -235,9 +235,7 @@ def _check_io_manager(original: Any) -> Iterator[str]:
             replacement = getattr(ours, name, None)
             if replacement is None:
                 yield f"has a method {name} that the ring's manager has not"
-            elif list(inspect.signature(replacement).parameters) != list(
-                inspect.signature(member).parameters
-            ):
+            elif list(inspect.signature(replacement).parameters) != list(inspect.signature(member).parameters):
                 yield f"has other parameters in {name}"
 
 
@@ -288,7 +286,7 @@ class Seam:
         try:
             for misfit in self.check(getattr(*self._holder(self.modules[0]))):
                 yield f"{name} {misfit}"
-        except (AttributeError, KeyError) as error:
+        except (AttributeError, ImportError, KeyError) as error:
             yield f"{name} cannot be examined: {error!r}"
 
     def replace(self) -> None:
@@ -326,8 +324,8 @@ SEAMS: Final = (
 )
 
 
-# Replaced when the first ring of the process is made, so that a process without one runs Trio's own code. Runs on another
-# backend beside it (another thread, a later run) are passed on to Trio's own methods.
+# Replaced when the first ring of the process is made, so that a process without one runs Trio's own code.
+# Runs on another backend beside it (another thread, a later run) are passed on to Trio's own methods.
 OPERATION_SEAMS: Final = (
     *(
         Seam(
@@ -358,10 +356,39 @@ OPERATION_SEAMS: Final = (
 )
 
 
-@functools.cache
-def _first_ring() -> None:
-    for seam in OPERATION_SEAMS:
-        seam.replace()
+_unreplaced: Final = list(OPERATION_SEAMS)
+_replacing: Final = threading.Lock()
+
+
+def _replace_operations() -> None:
+    # Taken off the list first: whatever interrupts this, none is replaced twice.
+    with _replacing:
+        while _unreplaced:
+            _unreplaced.pop().replace()
+
+
+# Used and not replaced: private attributes of Trio's objects, and the method that sets each if no attrs field does.
+USED: Final = {
+    "trio._core._run.Task": ("_abort_func", "_cancel_status", "_next_send", "_next_send_fn", "_runner"),
+    "trio._core._run.CancelStatus": ("effectively_cancelled",),
+    "trio._core._run.Runner": ("instruments", "io_manager", "ki_pending", "runq"),
+    "trio._core._traps.WaitTaskRescheduled": ("abort_func",),
+    "trio._util.ConflictDetector": ("_held",),
+    "trio._socket._SocketType": ("_did_shutdown_SHUT_WR", "_resolve_address_nocp", "_sock"),
+    "trio._highlevel_socket.SocketStream": ("_send_conflict_detector",),
+}
+
+
+def _not_there() -> Iterator[str]:
+    for path, names in USED.items():
+        module, _, name = path.rpartition(".")
+        owner = getattr(sys.modules.get(module), name, None)
+        known = {field.name for field in attrs.fields(owner)} if owner is not None and attrs.has(owner) else set()
+        known |= set(dir(owner))
+        init = getattr(getattr(owner, "__init__", None), "__code__", None)
+        known |= set(init.co_names) if init else set()
+        for missing in set(names) - known:
+            yield f"{path} has no {missing}"
 
 
 def mismatches() -> list[str]:
@@ -378,7 +405,7 @@ def _put_in_place() -> tuple[str, ...]:
             seam.replace()
     for seam in OPERATION_SEAMS:
         misfits += seam.misfits()
-    return tuple(misfits)
+    return (*misfits, *_not_there())
 
 
 _mismatches: Final = _put_in_place()

@@ -32,9 +32,7 @@ def encode(family: int, address: object) -> bytes | None:
             return None
         if path[:1] == b"\0":
             return _FAMILY.pack(family) + path if len(path) <= _UNIX_PATH else None
-        return (
-            _FAMILY.pack(family) + path + b"\0" if 0 < len(path) < _UNIX_PATH and b"\0" not in path else None
-        )
+        return _FAMILY.pack(family) + path + b"\0" if 0 < len(path) < _UNIX_PATH and b"\0" not in path else None
     if not isinstance(address, tuple) or len(address) < 2:
         return None
     host, port, *rest = address

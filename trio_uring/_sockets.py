@@ -28,14 +28,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
-from trio._core._run import GLOBAL_RUN_CONTEXT
 from trio._highlevel_socket import _translate_socket_errors_to_stream_errors
 from trio._socket import _SocketType
 from trio.lowlevel import Task
 
 from . import _sockaddr
 from ._manager import BUFFER_SIZE, UringIOManager
-from ._operation import Operation, busy
+from ._operation import GLOBAL_RUN_CONTEXT, Operation
 from ._ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, OP_ACCEPT, OP_CONNECT, OP_RECV, ffi, lib
 
 # SQE lengths have 32 bits; the kernel caps a transfer there anyway (MAX_RW_COUNT).
@@ -63,7 +62,8 @@ def _replaces(original: AsyncMethod) -> Callable[[AsyncMethod], AsyncMethod]:
     """The replacement looks like the original and is protected from KeyboardInterrupt (invariant 10)."""
 
     def finish(replacement: AsyncMethod) -> AsyncMethod:
-        return trio.lowlevel.enable_ki_protection(functools.wraps(original)(replacement))
+        replacement = functools.update_wrapper(replacement, original)
+        return trio.lowlevel.enable_ki_protection(replacement)  # type: ignore[type-var]
 
     return finish
 
@@ -81,7 +81,8 @@ class Receive(Operation):
 
     def __init__(self, manager: UringIOManager) -> None:
         super().__init__(manager, -1, None, manager.readers)
-        self.memory = manager.buffers and manager.buffers.memory
+        # Without buffers the kernel answers every receive with ENOBUFS.
+        self.memory = manager.buffers.memory if manager.buffers else b""
         self.r = manager.ring._r
         self.data: bytes | None = None
         self.user_data = manager.next_user_data()
@@ -97,7 +98,7 @@ class Receive(Operation):
                 # Operation.complete, flattened; and it stays in the books.
                 self.result = result
                 self.task = None
-                del self.waiters[self.fd]
+                del self.waiters[self.fd]  # type: ignore[union-attr]
                 return task
         else:
             self.data = None
@@ -129,7 +130,7 @@ class Send(Operation):
             # Operation.complete, flattened; and it stays in the books.
             self.result = result
             self.task = None
-            del self.waiters[self.fd]
+            del self.waiters[self.fd]  # type: ignore[union-attr]
             return task
         if task is None and not self.leaving:
             return None  # at rest: not its completion
@@ -204,11 +205,7 @@ def begin_send(sock: stdlib_socket.socket, data: Any, start: int, msg_flags: int
         return None
     runner = task._runner
     manager = runner.io_manager
-    if (
-        manager.__class__ is not UringIOManager
-        or task._cancel_status.effectively_cancelled
-        or runner.ki_pending
-    ):
+    if manager.__class__ is not UringIOManager or task._cancel_status.effectively_cancelled or runner.ki_pending:
         return None
     fd = sock.fileno()
     writers = manager.writers
@@ -292,7 +289,9 @@ def recv_into(original: AsyncMethod) -> AsyncMethod:
     return recv_into
 
 
-def _recv_into_arguments(buffer: Any = None, nbytes: Any = 0, flags: Any = 0, *extra: Any, **wrong: Any) -> tuple[Any, int, Any]:
+def _recv_into_arguments(
+    buffer: Any = None, nbytes: Any = 0, flags: Any = 0, *extra: Any, **wrong: Any
+) -> tuple[Any, int, Any]:
     if extra or wrong or nbytes.__class__ is not int or flags.__class__ is not int:
         return None, 0, None
     return buffer, nbytes, flags
@@ -340,7 +339,7 @@ def accept(original: AsyncMethod) -> AsyncMethod:
     async def accept(self: _SocketType) -> tuple[_SocketType, Any]:
         manager = ring_manager()
         sock = self._sock
-        if manager is None or sock.fileno() < 0 or sock.family not in _FAMILIES:
+        if manager is None or not _plain(sock):
             return await original(self)  # type: ignore[no-any-return]
         where = ffi.new("char[]", _sockaddr.SIZE)
         length = ffi.new("unsigned *", _sockaddr.SIZE)
@@ -366,7 +365,7 @@ def connect(original: AsyncMethod) -> AsyncMethod:
     async def connect(self: _SocketType, address: Any) -> None:
         manager = ring_manager()
         sock = self._sock
-        if manager is None or sock.fileno() < 0 or sock.family not in _FAMILIES:
+        if manager is None or not _plain(sock):
             return await original(self, address)  # type: ignore[no-any-return]
         try:
             address = await self._resolve_address_nocp(address, local=False)
@@ -395,6 +394,11 @@ _LATE_CONNECT_ERRORS: Final = frozenset(
 )
 
 _FAMILIES: Final = frozenset((stdlib_socket.AF_INET, stdlib_socket.AF_INET6, stdlib_socket.AF_UNIX))
+
+
+def _plain(sock: stdlib_socket.socket) -> bool:
+    """Open, of a family whose addresses have a codec, and with no methods of its own."""
+    return type(sock) is stdlib_socket.socket and sock.fileno() >= 0 and sock.family in _FAMILIES
 
 
 def _address_of(pointer: Any) -> int:
@@ -440,7 +444,7 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
                 data = receive.data
                 if data is None:
                     with _translate_socket_errors_to_stream_errors():
-                        return await _received_nothing(receive, sock._sock, most)  # type: ignore[attr-defined]
+                        return await _received_nothing(receive, sock._sock, most)
                 if receive.raise_cancel is None:
                     receive.manager.receives.append(receive)
                 return data
@@ -459,10 +463,10 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
     async def send_all(self: trio.SocketStream, data: bytes | bytearray | memoryview) -> None:
         sock = self.socket
         detector = self._send_conflict_detector
-        if sock.__class__ is not _SocketType or detector._held or sock._did_shutdown_SHUT_WR:  # type: ignore[attr-defined]
+        if sock.__class__ is not _SocketType or detector._held or sock._did_shutdown_SHUT_WR:
             return await original(self, data)  # type: ignore[no-any-return]
         sent = 0
-        operation = begin_send(sock._sock, data, 0, MSG_WAITALL)  # type: ignore[attr-defined]
+        operation = begin_send(sock._sock, data, 0, MSG_WAITALL)
         if operation is None:
             return await original(self, data)  # type: ignore[no-any-return]
         detector._held = True
@@ -484,7 +488,7 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
                 else:
                     with _translate_socket_errors_to_stream_errors():
                         await operation.failed()
-                again = begin_send(sock._sock, data, sent, MSG_WAITALL)  # type: ignore[attr-defined]
+                again = begin_send(sock._sock, data, sent, MSG_WAITALL)
                 if again is None:
                     break
                 operation = again

@@ -25,6 +25,7 @@ def environment(**variables: str) -> dict[str, str]:
         "PYTHONSAFEPATH",
         "FORCE_COLOR",
         "PYTEST_ADDOPTS",
+        "PYTEST_PLUGINS",
     )
     kept = {name: value for name, value in os.environ.items() if name not in left_out}
     return {**kept, "PYTHON_COLORS": "0", **variables}

@@ -54,7 +54,8 @@ both = pytest.mark.parametrize("run", [trio_run, guest_run], ids=["run", "guest"
 
 
 def test_it_is_one_function_under_all_its_names() -> None:
-    assert trio.run is trio._core.run is trio._core._run.run is trio_uring.run
+    cores: list[Any] = [trio._core, trio._core._run]
+    assert trio.run is cores[0].run is cores[1].run is trio_uring.run
     assert trio.lowlevel.start_guest_run is trio._core._run.start_guest_run is trio_uring.start_guest_run
 
 
@@ -89,8 +90,8 @@ def test_a_call_wins_over_the_environment(run: Any, monkeypatch: pytest.MonkeyPa
 
 def test_the_sizes_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     async def sizes() -> tuple[int, int]:
-        ring = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager.ring  # type: ignore[union-attr]
-        return ring.sq_entries, ring.cq_entries
+        manager: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager
+        return manager.ring.sq_entries, manager.ring.cq_entries
 
     assert trio_run(sizes, io_backend=UringBackend(sq_entries=4, cq_entries=32)) == (4, 32)
     monkeypatch.setenv("TRIO_URING_OPTIONS", "sq_entries=2,cq_entries=4")

@@ -137,4 +137,4 @@ def test_the_public_names() -> None:
     assert all(getattr(trio_uring, name) is not None for name in trio_uring.__all__)
     assert set(trio_uring.__all__) <= set(dir(trio_uring))
     with pytest.raises(AttributeError, match=r"^module 'trio_uring' has no attribute 'Uring'$"):
-        trio_uring.Uring  # type: ignore[attr-defined]  # noqa: B018
+        trio_uring.Uring  # noqa: B018

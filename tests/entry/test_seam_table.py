@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from trio._core._io_epoll import EpollIOManager
 
 from trio_uring import _seams
 from trio_uring._manager import UringIOManager
+
+trios_run: Any = trio._core._run
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +34,10 @@ def test_the_installed_trio_fits() -> None:
     assert _seams.mismatches() == []
 
 
-@pytest.mark.parametrize("seam", _seams.SEAMS, ids=lambda seam: seam.name)
+@pytest.mark.parametrize("seam", [*_seams.SEAMS, *_seams.OPERATION_SEAMS], ids=lambda seam: seam.name)
 def test_each_row_is_in_place_everywhere(seam: _seams.Seam) -> None:
+    assert _run_on("uring") == "uring"
+
     def found(module: str) -> Any:
         value: Any = importlib.import_module(module)
         for name in seam.name.split("."):
@@ -40,6 +46,8 @@ def test_each_row_is_in_place_everywhere(seam: _seams.Seam) -> None:
 
     home, *others = (found(module) for module in seam.modules)
     assert all(other is home for other in others)
+    code = home.__call__.__func__.__code__ if seam.name == "TheIOManager" else home.__code__
+    assert Path(code.co_filename).parent == Path(_seams.__file__).parent
     assert seam.why
 
 
@@ -47,7 +55,7 @@ def test_every_module_of_trio_that_holds_a_replaced_function_is_in_the_table() -
     for seam in _seams.SEAMS:
         stale = inspect.unwrap(getattr(importlib.import_module(seam.modules[0]), seam.name))
         if inspect.isfunction(stale):
-            for name in [name for name in importlib.sys.modules if name.split(".")[0] == "trio"]:
+            for name in [name for name in sys.modules if name.partition(".")[0] == "trio"]:
                 holds = vars(importlib.import_module(name)).values()
                 assert not any(value is stale for value in holds), f"{name} holds Trio's own {seam.name}"
 
@@ -64,6 +72,13 @@ MISFITS = {
     "another parameter": """
         own = r.TheIOManager.get_events
         r.TheIOManager.get_events = lambda self, timeout, hint=None: own(self, timeout)
+        """,
+    "layers below that cannot be imported": """
+        sys.modules["trio_uring._manager"] = None
+        """,
+    "an operation that is called otherwise": """
+        own = trio.SocketStream.send_all
+        trio.SocketStream.send_all = lambda self, data: own(self, data)
         """,
     "no class": """
         own = r.TheIOManager
@@ -156,7 +171,7 @@ def test_reaching_through_the_name_reaches_the_class_that_runs_use(
     variable: str, used_class: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRIO_IO_BACKEND", variable)
-    manager = trio._core._run.TheIOManager
+    manager = trios_run.TheIOManager
     assert manager.get_events is used_class.get_events  # type: ignore[attr-defined]
     own = manager.get_events
     calls = []
@@ -182,5 +197,5 @@ def test_managers_are_instances_of_the_name() -> None:
 
     run: Any = trio.run
     for io_backend in ("uring", "epoll"):
-        assert isinstance(run(manager, io_backend=io_backend), trio._core._run.TheIOManager)
-    assert not isinstance(object(), trio._core._run.TheIOManager)
+        assert isinstance(run(manager, io_backend=io_backend), trios_run.TheIOManager)
+    assert not isinstance(object(), trios_run.TheIOManager)

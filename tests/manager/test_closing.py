@@ -199,10 +199,17 @@ def test_f17_a_poll_not_yet_submitted(backend: Backend, direction: str) -> None:
                         new.extend(reuse(fd))
 
             waiting = False
+
+            async def wait() -> None:
+                nonlocal waiting
+                waiting = True
+                await waiter.run(WAITS[direction], fd)
+
             trio.lowlevel.add_instrument(BeforeTheSubmit())
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(waiter.run, WAITS[direction], fd)
-                waiting = True
+                nursery.start_soon(wait)
+                while not new:  # so that the loop does not go to sleep: it has decided for how long before it is told
+                    await trio.lowlevel.checkpoint()
             assert isinstance(waiter.error, trio.ClosedResourceError)
             a, b = new
             with a, b:

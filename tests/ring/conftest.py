@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
 
@@ -11,9 +13,10 @@ import pytest
 from trio_uring._ring import Ring
 from trio_uring.testing import SimulatedRing
 
-from .support import KINDS, SIZES, make_ring
+from .support import KINDS, SIZES, make_ring, open_descriptors
 
 MakeRing = Callable[..., Ring]
+NoDescriptors = Callable[..., contextlib.AbstractContextManager[None]]
 
 
 @pytest.fixture(params=KINDS)
@@ -31,7 +34,7 @@ def sizes(request: pytest.FixtureRequest) -> tuple[int, int | None]:
 
 @pytest.fixture
 def new_ring(kind: str) -> Iterator[MakeRing]:
-    """Makes rings, and closes them; a ring must then be empty, and the memory it was given untouched by others."""
+    """Makes rings, and closes them; what the simulated ones have found is an error."""
     made: list[Ring] = []
 
     def new(sq_entries: int = 512, cq_entries: int | None = None) -> Ring:
@@ -57,10 +60,8 @@ def pipe() -> Iterator[tuple[int, int]]:
     reader, writer = os.pipe()
     yield reader, writer
     for fd in (reader, writer):
-        try:
+        with contextlib.suppress(OSError):  # the test did
             os.close(fd)
-        except OSError:
-            pass  # the test did
 
 
 @pytest.fixture
@@ -69,3 +70,27 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
+
+
+@pytest.fixture
+def no_descriptors() -> NoDescriptors:
+    """A context in which this process can open `spare` descriptors and no more."""
+
+    @contextlib.contextmanager
+    def limited(spare: int = 0) -> Iterator[None]:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        taken = []
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 8, limits[1]))
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.dup(0))
+            for _ in range(spare):
+                os.close(taken.pop())
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for fd in taken:
+                os.close(fd)
+
+    return limited

@@ -1,4 +1,4 @@
-"""The promises of `Ring`, each kept by the kernel's ring and by the simulated one, in the smallest size and the default.
+"""The promises of `Ring`, each kept by the kernel's ring and a simulated one, smallest and default size.
 
 Knows the interface of layer 1 and the fault numbers; knows nothing of how either ring keeps it.
 """
@@ -42,7 +42,7 @@ from trio_uring._ring import (
     ffi,
 )
 
-from .conftest import MakeRing
+from .conftest import MakeRing, NoDescriptors
 from .support import (
     PATIENCE,
     SMALLEST,
@@ -173,7 +173,7 @@ def test_an_overflowing_completion_queue_loses_nothing(new_ring: MakeRing) -> No
 
 
 def test_deferred_completions_overflow_and_lose_nothing(new_ring: MakeRing) -> None:
-    """F24, F25: a hundred polls that become ready together, four fit in the queue and about twenty in one enter."""
+    """F24, F25: a hundred polls become ready together; four fit in the queue, about twenty in one enter."""
     ring = new_ring(*SMALLEST)
     pipes = [os.pipe() for _ in range(100)]
     try:
@@ -218,7 +218,7 @@ def test_memory_that_is_not_there_is_an_error_of_the_entry(ring: Ring, pipe: tup
 
 
 def test_an_entry_may_be_queued_from_inside_a_batch_of_completions(ring: Ring) -> None:
-    """A completion leads to the next entry, two hundred times: nothing waits for a tick that does not come (F26)."""
+    """F26: a completion leads to the next entry, two hundred times."""
     ring.queue(OP_NOP, ONE)
     for user_data in range(ONE, ONE + 200):
         assert [c.user_data for c in reap(ring, 1)] == [user_data]
@@ -398,7 +398,7 @@ def test_cancel_of_a_blocked_poll(ring: Ring, pipe: tuple[int, int]) -> None:
 
 
 def test_cancel_after_the_completion_hits_nothing(ring: Ring, pipe: tuple[int, int]) -> None:
-    """F13: the cancel of an entry that has completed touches no other, and its own result is never handed out."""
+    """F13: the cancel of an entry that has completed touches no other, and tells nothing itself."""
     buffer = memory(1)
     ring.queue(OP_NOP, ONE)
     reap(ring, 1)
@@ -503,7 +503,7 @@ def test_a_close_after_cancel_fd_is_a_close(ring: Ring, pair: tuple[socket.socke
 
 
 def test_a_close_alone_is_none(ring: Ring, pair: tuple[socket.socket, socket.socket]) -> None:
-    """F18, why cancel_fd exists: a request holds the file, and an orphan receive eats the peer's next bytes."""
+    """F18, why cancel_fd exists: a request holds the file, an orphan receive eats the next bytes."""
     ours, theirs = pair
     buffer = memory(8)
     ring.queue(OP_RECV, ONE, ours.fileno(), buffer, 8)
@@ -607,7 +607,7 @@ def test_a_wait_ends_with_a_completion_from_outside(ring: Ring, pipe: tuple[int,
 
 
 def test_wake_before_the_wait(ring: Ring) -> None:
-    """F27: a wake-up that nobody was waiting for ends the next wait, once; as many as there are count for one."""
+    """F27: a wake-up that nobody was waiting for ends the next wait, once; several count for one."""
     for _ in range(5):
         ring.wake()
     assert ring.wait(PATIENCE) == []
@@ -663,7 +663,7 @@ def test_wake_and_completions_in_one_wait(ring: Ring) -> None:
 def test_a_wake_survives_a_cancel_by_descriptor(
     new_ring: MakeRing, pipe: tuple[int, int], cancels: int
 ) -> None:
-    """F27: `cancel_fd` runs deferred work and makes room in a full queue; the wake-up that it meets is not its own."""
+    """F27: `cancel_fd` runs deferred work and makes room in a full queue; it swallows no wake-up."""
     ring = new_ring(*SMALLEST)
     settle(ring)
     ring.wake()
@@ -767,10 +767,75 @@ def test_another_thread_is_woken(ring: Ring) -> None:
     watch(ring)
     for _ in range(20):
         sleeper = InThread(lambda: ring.wait(PATIENCE))
+        time.sleep(0.001)  # so that it is asleep, more often than not; right either way
         ring.wake()
         assert sleeper.result() == []
         assert ring.wait(0) == []
         assert ring.wait(0) is None
+
+
+def test_another_thread_is_woken_by_a_file_each_time(ring: Ring) -> None:
+    """F27: for an eventfd the kernel puts its signal off, and from the second on forgets it (6.18)."""
+    watch(ring)
+    event = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        for user_data in user_datas(20):
+            ring.poll(event, select.POLLIN, user_data)
+            assert settle(ring) == []
+            sleeper = InThread(lambda: ring.wait(PATIENCE))
+            time.sleep(0.001)  # so that it is asleep, more often than not; right either way
+            os.eventfd_write(event, 1)
+            assert sleeper.result() == []
+            assert reap(ring, 1) == [(user_data, select.POLLIN, 0)]
+            os.eventfd_read(event)
+    finally:
+        os.close(event)
+
+
+def test_sleepers_leave_no_descriptor_behind(kind: str) -> None:
+    """F19: what the ring opens for them goes with it."""
+    before = open_descriptors()
+    ring = make_ring(kind, *SMALLEST)
+    watch(ring)
+    ring.close()
+    assert open_descriptors() == before
+
+
+def test_without_descriptors_a_sleeper_is_sent_back(
+    new_ring: MakeRing, no_descriptors: NoDescriptors
+) -> None:
+    """F35: at the limit the loop lives, if without sleep; below it everything is as always."""
+    ring = new_ring(*SMALLEST)
+    settle(ring)
+    with no_descriptors():
+        for _ in range(3):
+            assert InThread(lambda: ring.wait(0.001)).result() in ([], None)
+            assert ring.wait(0) is None
+        ring.wake()
+        assert ring.wait(PATIENCE) == []
+    settle(ring)
+    sleeper = InThread(lambda: ring.wait(PATIENCE))
+    ring.wake()
+    assert sleeper.result() == []
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2])
+def test_a_ring_that_cannot_be_made_leaves_nothing(
+    kind: str, no_descriptors: NoDescriptors, spare: int
+) -> None:
+    """F35: whichever descriptor is one too many."""
+    before = open_descriptors()
+    with no_descriptors(spare):
+        try:
+            ring = make_ring(kind, *SMALLEST)
+        except OSError as error:
+            refused = error.errno
+        else:
+            refused = 0
+            ring.close()
+    assert refused == (errno.EMFILE if spare < 2 or kind != "kernel" else 0)
+    assert open_descriptors() == before
+    make_ring(kind, *SMALLEST).close()
 
 
 def test_entries_queued_while_away_are_submitted_at_once(ring: Ring) -> None:
@@ -935,13 +1000,15 @@ def test_wake_during_and_after_close_touches_no_other_file(kind: str) -> None:
             while not stop.is_set():
                 ring.wake()
 
-        waker = InThread(keep_waking)
+        wakers = [InThread(keep_waking) for _ in range(3)]
         ring.wait(0)
         ring.close()
-        pipes = [os.pipe() for _ in range(8)]  # the numbers that the ring has given back
+        # The numbers that the ring has given back are those of pipes now, and every pipe stays empty.
+        pipes = [os.pipe() for _ in range(8)]
         ring.wake()
         stop.set()
-        waker.result()
+        for waker in wakers:
+            waker.result()
         for reader, writer in pipes:
             os.close(writer)
             assert os.read(reader, 8) == b""
@@ -961,17 +1028,16 @@ def test_close_in_another_thread_keeps_the_memory_and_says_so(
     """F8: who cannot wait for the kernel does not free under it."""
     before = open_descriptors()
     ring = make_ring(kind, *sizes)
-    keep = Keep()
-    alive = weakref.ref(keep)
-    ring.queue(OP_READ, ONE, pipe[0], keep.buffer, 64)
-    ring.submit()
 
-    def close() -> None:
+    def use() -> weakref.ref[Keep]:
+        keep = Keep()
+        ring.queue(OP_READ, ONE, pipe[0], keep.buffer, 64)
+        ring.submit()
         with pytest.warns(ResourceWarning, match="1 operations did not end because another thread"):
-            assert ring.close(keep=keep) == []
+            assert InThread(lambda: ring.close(keep=keep)).result() == []
+        return weakref.ref(keep)
 
-    InThread(close).result()
-    del keep, close
+    alive = use()
     gc.collect()
     assert alive() is not None
     assert ring.closed
@@ -1004,14 +1070,17 @@ def test_many_rings_made_and_closed_in_a_row(kind: str) -> None:
 
 
 def test_a_dropped_ring_is_closed_and_warned_of(kind: str, pipe: tuple[int, int]) -> None:
-    before = open_descriptors()
-    for _ in range(50):
+    def drop() -> None:
         ring = make_ring(kind, *SMALLEST)
         ring.poll(pipe[0], select.POLLIN, ONE)
         ring.submit()
+        del ring
+        gc.collect()
+
+    before = open_descriptors()
+    for _ in range(20):
         with pytest.warns(ResourceWarning, match="unclosed"):
-            del ring
-            gc.collect()
+            drop()
     assert open_descriptors() == before
 
 
@@ -1160,7 +1229,7 @@ def test_an_end_of_file_leaves_no_buffer_out(ring: Ring, pair: tuple[socket.sock
 
 
 def test_a_buffer_is_out_until_the_next_wait(ring: Ring) -> None:
-    """F16, F36: no two completions of one wait name one buffer; without one a receive fails, and the next recovers."""
+    """F16, F36: each buffer is named once in a wait; without one, -ENOBUFS, and the next recovers."""
     buffers = ring.make_buffers(2, 8)
     pairs = [socket.socketpair() for _ in range(3)]
     try:
@@ -1169,8 +1238,8 @@ def test_a_buffer_is_out_until_the_next_wait(ring: Ring) -> None:
             texts[user_data] = b"data %d" % user_data
             theirs.send(texts[user_data])
             receive(ring, user_data, ours.fileno())
-        refused = []
-        got = {}
+        refused: list[int] = []
+        got: dict[int, bytes] = {}
         while len(got) + len(refused) < 3:
             batch = list(decode(ring.wait(PATIENCE) or ()))
             named = [c.flags >> CQE_BUFFER_SHIFT for c in batch if c.flags & CQE_F_BUFFER]
@@ -1195,7 +1264,7 @@ def test_a_buffer_is_out_until_the_next_wait(ring: Ring) -> None:
 
 
 def test_no_buffer_is_lost(ring: Ring, pair: tuple[socket.socket, socket.socket]) -> None:
-    """F10: taken, forgotten, cancelled or won against the cancel, a buffer is there again for the next wait."""
+    """F10: taken, forgotten, or won against a cancel, a buffer is there again after the next wait."""
     ours, theirs = pair
     buffers = ring.make_buffers(2, 8)
     for user_data in range(ONE, ONE + 100):

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 MARKER = "getppid"
+# IORING_ENTER_REGISTERED_RING, by name or as a number by a strace that does not know it.
+REGISTERED = re.compile(r"REGISTERED_RING|0x[0-9a-f]*[13579bdf][0-9a-f]\b")
 # What an allocator may do at any time.
 OF_THE_INTERPRETER = {"brk", "mmap", "munmap", "mremap", "madvise", "mprotect"}
 
@@ -102,3 +104,21 @@ def test_a_batch_of_a_small_ring_makes_one_for_each_two_entries(tmp_path: Path) 
         sizes="2, 4",
     )
     assert 50 <= calls.count("io_uring_enter") <= 50 + 2 * 25 + 1
+
+
+def test_the_ring_descriptor_stays_registered(tmp_path: Path) -> None:
+    """A thread has sixteen places for registered rings: each ring gives its own back when it is closed."""
+    trace = tmp_path / "trace"
+    script = (
+        "from trio_uring._ring import OP_NOP, Ring\n"
+        "for _ in range(40):\n"
+        "    ring = Ring(2, 4)\n"
+        "    ring.queue(OP_NOP, 16)\n"
+        "    ring.wait(None)\n"
+        "    ring.close()\n"
+    )
+    command = ["strace", "-f", "-e", "trace=io_uring_enter", "-o", str(trace), sys.executable, "-c", script]
+    subprocess.run(command, check=True, timeout=100, cwd=tmp_path)
+    enters = [line for line in trace.read_text().splitlines() if "io_uring_enter(" in line]
+    assert len(enters) >= 40
+    assert all(REGISTERED.search(line) for line in enters)

@@ -1,6 +1,6 @@
-"""Each operation that a ring performs, on the kernel and in simulation: the addresses are used and the results right.
+"""Each operation that a ring performs, on the kernel and in simulation, with the memory addresses given.
 
-Knows the interface of layer 1 and the C layout of what entries point to; knows nothing of how either ring performs.
+Knows the interface of layer 1 and the C layout of what entries point to.
 """
 
 from __future__ import annotations

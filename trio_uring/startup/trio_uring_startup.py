@@ -2,8 +2,9 @@
 TRIO_IO_BACKEND set.
 
 It stands at the top of site-packages, where the interpreter reads trio_uring_startup.pth (and
-trio_uring_startup.start from Python 3.15 on, PEP 829) when it starts. It knows the variable, and nothing
-more.
+trio_uring_startup.start from Python 3.15 on, PEP 829) when it starts. It knows one variable.
+
+PYTEST_DONT_REWRITE: see trio_uring/__init__.py.
 """
 
 import os
