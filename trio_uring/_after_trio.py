@@ -6,8 +6,8 @@ hook is on, so it imports little.
 Where Trio is not loaded yet, a finder waits for it at the front of sys.meta_path. It asks the finders
 behind it for the real specification and hooks the one loader in it until that has run: what remains in the
 module's `__spec__` and `__loader__` is what would be there without us, so inspect, importlib.resources and
-reload see no difference. The finder goes when Trio has been loaded;
-where loading fails, it stays for the next attempt.
+reload see no difference. The finder goes when Trio has been loaded; where loading fails, it stays for the
+next attempt.
 """
 
 from __future__ import annotations
@@ -85,14 +85,22 @@ class _Finder:
     def _hook(self, loader: Any) -> None:
         """Has this one loader run the seams after the module.
 
-        Not by a loader of our own around it: tools that only ask for the specification (Jedi) look at the loader's type.
+        Not by a loader of our own around it: tools that ask for the specification alone, such as Jedi, look at
+        the loader's type. The loader may be one for many modules (zipimport), and may carry the hooks of others.
         """
+        before = loader.exec_module
+        is_hooked = "exec_module" in vars(loader)
 
         def exec_module(module: ModuleType) -> None:
-            del loader.exec_module  # the class's own is back
-            loader.exec_module(module)
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
-            _import_seams()
+            if module.__name__ == "trio":
+                if is_hooked:
+                    loader.exec_module = before
+                else:
+                    del loader.exec_module
+            before(module)
+            if module.__name__ == "trio":
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                _import_seams()
 
         loader.exec_module = exec_module

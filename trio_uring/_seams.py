@@ -132,6 +132,7 @@ class _IOManagers:
         return isinstance(instance, (self._trios_own, _ring_manager()))
 
 
+@functools.cache  # not looked up again: there may be another Trio in sys.modules by then (Trio's test_trio_import)
 def _ring_manager() -> type:
     from ._manager import UringIOManager
 

@@ -275,8 +275,8 @@ def recv_into(original: AsyncMethod) -> AsyncMethod:
         manager = ring_manager()
         if manager is not None and self._sock.fileno() >= 0:
             buffer, nbytes, flags = _recv_into_arguments(*args, **kwargs)
-            memory = _writable(buffer)
-            if memory is not None and not flags and 0 <= nbytes <= len(memory) <= MOST:
+            memory = None if flags else _writable(buffer)
+            if memory is not None and 0 <= nbytes <= len(memory) <= MOST:
                 operation = Operation(manager, self._sock.fileno(), memory, manager.readers)
                 try:
                     return await operation.perform(OP_RECV, memory, nbytes or len(memory))
@@ -284,6 +284,7 @@ def recv_into(original: AsyncMethod) -> AsyncMethod:
                     # Not left to the frames of a traceback: they would keep the caller's memory pinned.
                     if operation.user_data not in manager.operations:
                         ffi.release(memory)
+            del memory
         return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
 
     return recv_into
@@ -300,9 +301,10 @@ def _recv_into_arguments(
 def _writable(buffer: Any) -> Any:
     """A pinned, writable, contiguous, not empty buffer, or None."""
     try:
-        return ffi.from_buffer("char[]", buffer, require_writable=True) or None
+        memory = ffi.from_buffer("char[]", buffer, require_writable=True)
     except (TypeError, BufferError, ValueError):
         return None
+    return memory if len(memory) else None
 
 
 def send(original: AsyncMethod) -> AsyncMethod:
@@ -416,26 +418,8 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
         sock = self.socket
         if sock.__class__ is _SocketType:
             most = BUFFER_SIZE if max_bytes is None else max_bytes
-            # begin_receive, flattened.
-            task = GLOBAL_RUN_CONTEXT.task
-            runner = task._runner
-            manager = runner.io_manager
-            if (
-                manager.__class__ is UringIOManager
-                and most.__class__ is int
-                and 0 < most <= BUFFER_SIZE
-                and not task._cancel_status.effectively_cancelled
-                and not runner.ki_pending
-                and (fd := sock._sock.fileno()) >= 0
-                and fd not in manager.readers
-            ):
-                receive = manager.receives.pop() if manager.receives else Receive(manager)
-                rc = tu_recv(receive.r, fd, most, receive.user_data)
-                if rc:
-                    manager.ring._fail(rc)
-                receive.fd = fd
-                receive.task = task
-                manager.readers[fd] = receive
+            receive = begin_receive(sock._sock, most)
+            if receive is not None:
                 try:
                     await receive.trap
                 except BaseException:

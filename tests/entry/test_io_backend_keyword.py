@@ -117,9 +117,7 @@ def test_a_bad_variable_is_refused_and_leaves_nothing(run: Any, monkeypatch: pyt
         run(backend)
     monkeypatch.setenv("TRIO_IO_BACKEND", "uring")
     monkeypatch.setenv("TRIO_URING_OPTIONS", "sq_entries=2,turbo=1")
-    with pytest.raises(
-        ValueError, match=r"^TRIO_URING_OPTIONS: unknown option 'turbo=1'; the options are sq_"
-    ):
+    with pytest.raises(ValueError, match=r"^TRIO_URING_OPTIONS: unknown option 'turbo=1'; the options are sq_"):
         run(backend)
     assert descriptors() == before
     monkeypatch.delenv("TRIO_URING_OPTIONS")
@@ -191,18 +189,12 @@ def test_other_arguments_pass_through() -> None:
         trio_run(io_backend="uring")
 
 
-class Refuses:
-    """A stand-in for the ring's manager where the kernel has none."""
-
-    def __init__(self, options: UringBackend) -> None:
+@both
+def test_without_io_uring(run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(self: object, options: UringBackend) -> None:
         raise UringUnavailableError(1, "a test forbids it", "end the test")
 
-
-@both
-def test_without_io_uring(
-    run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("trio_uring._manager.UringIOManager", Refuses)
+    monkeypatch.setattr("trio_uring._manager.UringIOManager.__init__", refuse)
     caplog.set_level(logging.DEBUG, "trio_uring")
     with pytest.raises(UringUnavailableError, match=r"a test forbids it.*end the test") as caught:
         run(backend, io_backend="uring")

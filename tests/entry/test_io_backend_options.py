@@ -113,9 +113,7 @@ def test_any_other_value_is_refused(io_backend: object) -> None:
 
 
 def test_any_other_value_of_the_variable_is_refused_in_its_name() -> None:
-    with pytest.raises(
-        ValueError, match=r"^TRIO_IO_BACKEND must be 'uring', 'auto', 'epoll', not 'io_uring'$"
-    ):
+    with pytest.raises(ValueError, match=r"^TRIO_IO_BACKEND must be 'uring', 'auto', 'epoll', not 'io_uring'$"):
         resolve(None, {"TRIO_IO_BACKEND": "io_uring"})
 
 

@@ -46,9 +46,7 @@ def suite(directory: Path, backend: str) -> Path:
 
 def run_pytest(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     variables.setdefault("PYTHONPATH", str(PROGRAMS))
-    return python(
-        "-m", "pytest", "-p", "no:cacheprovider", "-W", "error", *arguments, cwd=directory, **variables
-    )
+    return python("-m", "pytest", "-p", "no:cacheprovider", "-W", "error", *arguments, cwd=directory, **variables)
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["here", "xdist"])

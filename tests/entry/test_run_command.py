@@ -254,18 +254,14 @@ def test_the_flags_of_the_interpreter_are_kept(flags: tuple[str, ...], joined: b
     code = "import json, sys; print(json.dumps([sys.orig_argv[1:], str(sys.flags)]))"
     own = ["-umtrio_uring", "run"] if joined else ["-m", "trio_uring", "run"]
     plain = [*flags, "-u"] if joined else [*flags]
-    assert answer(*flags, *own, "-c", code, "-m", "trio_uring") == answer(
-        *plain, "-c", code, "-m", "trio_uring"
-    )
+    assert answer(*flags, *own, "-c", code, "-m", "trio_uring") == answer(*plain, "-c", code, "-m", "trio_uring")
 
 
 def test_it_keeps_its_process_and_its_descriptors() -> None:
     readable, writable = os.pipe()
     try:
         code = f"import os; os.write({writable}, str(os.getpid()).encode())"
-        with subprocess.Popen(
-            [sys.executable, *RUN, "-c", code], env=environment(), pass_fds=[writable]
-        ) as process:
+        with subprocess.Popen([sys.executable, *RUN, "-c", code], env=environment(), pass_fds=[writable]) as process:
             assert process.wait(SECONDS) == 0
         assert os.read(readable, 100) == str(process.pid).encode()
     finally:

@@ -84,9 +84,7 @@ def test_it_imports_neither_trio_nor_the_ring() -> None:
     ],
 )
 @pytest.mark.parametrize("flags", [(), ("-I",), ("-O",), ("-X", "dev")], ids=" ".join)
-def test_a_trio_program(
-    flags: tuple[str, ...], variables: dict[str, str], expected: dict[str, object]
-) -> None:
+def test_a_trio_program(flags: tuple[str, ...], variables: dict[str, str], expected: dict[str, object]) -> None:
     assert answer(*flags, "loopback.py", **variables) == {**expected, "arguments": []}
 
 

@@ -93,9 +93,7 @@ def hold(version: str, wheel: Path, directory: Path) -> bool:
     check(run(python, "-m", "pip", "install", "-q", f"trio=={version}.*", wheel, *NEEDS))
     trios = ("-p", "trio._tests.pytest_plugin", "--pyargs", *TRIOS_TESTS)
     epoll = Tests(python, directory, *trios)
-    ring = Tests(
-        *(python, directory, "-p", "no_epoll", "--trio-io-backend=uring", *trios), PYTHONPATH=str(HERE)
-    )
+    ring = Tests(*(python, directory, "-p", "no_epoll", "--trio-io-backend=uring", *trios), PYTHONPATH=str(HERE))
     ways_in = Tests(python, directory, "--rootdir", str(HERE), *(str(HERE / name) for name in WAYS_IN))
     worse = {name for name in ring.failed - epoll.failed if not name.endswith(f"::{NAMES_TRIOS_BACKENDS}")}
     missing = epoll.passed - ring.passed - ring.failed

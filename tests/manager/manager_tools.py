@@ -49,9 +49,9 @@ def manager() -> UringIOManager:
     return found
 
 
-async def blocked() -> None:
-    """Return when every other task is blocked."""
-    await trio.testing.wait_all_tasks_blocked()
+async def blocked(cushion: float = 0.0) -> None:
+    """Return when every other task has been blocked for `cushion` seconds."""
+    await trio.testing.wait_all_tasks_blocked(cushion)
 
 
 async def read(fd: int, memory: Any, length: int, keep: object = None) -> int:

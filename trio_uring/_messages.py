@@ -1,0 +1,551 @@
+"""Layer 3, messages: the methods of trio.socket that take an address or ancillary data, as direct ring operations.
+
+Knows struct msghdr and what it points to (recvmsg(2), cmsg(3)); knows nothing of how the methods come to be in Trio's
+classes nor of when an operation is over (`_operation`). The rules are those of `_sockets`: a function takes Trio's own
+method and answers the one that replaces it; what is out of the ordinary, or an error, goes to Trio's own.
+
+A message takes one block of memory, its operation's own until the completion: the header, and what the header names.
+
+    struct msghdr | struct sockaddr_storage | control messages | struct iovec, one for each buffer
+
+Data goes straight between the kernel and the caller's buffers, pinned through the buffer protocol until the completion.
+Where bytes are to be made of it, it goes through a provided buffer, so that a task waiting for a datagram holds no memory
+for it. Operations with one buffer and no control messages are used again, with their blocks.
+
+Descriptors that come with a message (SCM_RIGHTS) are this process's own from the moment that the kernel writes the
+control messages, so an operation whose message nobody takes closes them (F9). They are inheritable, as CPython leaves
+them too where MSG_CMSG_CLOEXEC is not asked for.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket as stdlib_socket
+import struct
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
+
+import _socket
+import trio
+from trio._core._run import GLOBAL_RUN_CONTEXT
+from trio._socket import _SocketType
+from trio.lowlevel import Task
+
+from . import _sockaddr
+from ._manager import BUFFER_GROUP, BUFFER_SIZE, UringIOManager
+from ._operation import Operation
+from ._ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, IOSQE_BUFFER_SELECT, OP_RECVMSG, OP_SENDMSG, ffi, lib
+from ._sockets import _FAMILIES, MOST, AsyncMethod, _replaces, _uncleared, ring_manager
+
+# The kernel's struct user_msghdr (name, its length, iovecs, their number, control, its length, flags), struct iovec and
+# struct cmsghdr, in the machine's own sizes and alignment.
+_HEADER: Final = struct.Struct("@PIPNPNi0P")
+_IOVEC: Final = struct.Struct("@PN")
+_CMSG: Final = struct.Struct("@Nii")
+_CMSG_LEN: Final = stdlib_socket.CMSG_LEN(0)
+
+_NAME_AT: Final = _HEADER.size
+_CONTROL_AT: Final = _NAME_AT + _sockaddr.SIZE
+
+_MOST_IOVECS: Final = 1024  # UIO_MAXIOV
+_MOST_CONTROL: Final = 65536  # bytes; more than the kernel takes or fills in practice
+_INTS: Final = range(-(1 << 31), 1 << 31)
+
+AncillaryData = list[tuple[int, int, bytes]]
+MessageT = TypeVar("MessageT", bound="Message")
+
+# The plain number: socket.socket.family makes an enum of it at every call.
+_family_of: Final[Callable[[stdlib_socket.socket], int]] = _socket.socket.family.__get__  # type: ignore[attr-defined]
+
+tu_queue = lib.tu_queue
+
+
+# ------------------------------------------------------------------ operations
+
+
+class Message(Operation):
+    """An operation on a struct msghdr, and the memory that one takes.
+
+    Args:
+      control: size of the control messages in bytes.
+      buffers: number of iovecs.
+      free: where it goes after it ended well, to be used again; None where it is not.
+    """
+
+    __slots__ = ("block", "block_at", "control", "free", "iovecs_at", "view")
+
+    def __init__(
+        self,
+        manager: UringIOManager,
+        waiters: dict[int, Any],
+        control: int,
+        buffers: int,
+        free: list[Any] | None,
+    ) -> None:
+        super().__init__(manager, -1, None, waiters)
+        self.control = control
+        self.free = free
+        self.iovecs_at = _CONTROL_AT + (stdlib_socket.CMSG_SPACE(control) if control else 0)
+        self.block = _uncleared("char[]", self.iovecs_at + buffers * _IOVEC.size)
+        self.block_at = _address_of(self.block)
+        self.view = ffi.buffer(self.block)
+        self.user_data = manager.next_user_data()
+        manager.operations[self.user_data] = self
+
+    def queue(self, opcode: int, fd: int, name: int, buffers: Iterable[tuple[int, int]], flags: int = 0) -> None:
+        """Fill in the header and the iovecs, and queue the entry; whoever calls this awaits `trap` next.
+
+        Args:
+          name: size of the address in bytes, 0 for none.
+          buffers: address and size of each.
+          flags: IOSQE flags.
+        """
+        view = self.view
+        block_at = self.block_at
+        control = self.control
+        at = start = self.iovecs_at
+        for buffer_at, size in buffers:
+            _IOVEC.pack_into(view, at, buffer_at, size)
+            at += _IOVEC.size
+        _HEADER.pack_into(
+            view,
+            0,
+            name and block_at + _NAME_AT,
+            name,
+            block_at + start,
+            (at - start) // _IOVEC.size,
+            control and block_at + _CONTROL_AT,
+            control,
+            0,
+        )
+        rc = tu_queue(
+            self.manager.ring._r, opcode, fd, self.block, 1, 0, 0, self.user_data, flags, 0, BUFFER_GROUP, 0
+        )
+        if rc:
+            self.keep = None
+            del self.manager.operations[self.user_data]
+            self.manager.ring._fail(rc)
+        self.fd = fd
+        self.task = GLOBAL_RUN_CONTEXT.task
+        self.waiters[fd] = self  # type: ignore[index]
+
+    def complete(self, result: int, flags: int) -> Task | None:
+        """The completion has been reaped: the buffers are the caller's to resize again."""
+        task = self.task
+        if task is None and not self.leaving:
+            return None  # at rest: not its completion
+        self.keep = None
+        if self.free is not None and result >= 0 and task is not None and self.raise_cancel is None:
+            # Operation.complete, flattened; and it stays in the books.
+            self.result = result
+            self.task = None
+            del self.waiters[self.fd]  # type: ignore[union-attr]
+            return task
+        return super().complete(result, flags)
+
+    def rest(self) -> None:
+        """What it brought has been taken: it may be used again, unless somebody queued a cancel for it."""
+        if self.free is not None and self.raise_cancel is None:
+            self.free.append(self)
+
+
+class Received(Message):
+    """IORING_OP_RECVMSG.
+
+    Attributes:
+      own: memory for the data, where it is the operation's own; a provided buffer or the caller's where None.
+      pooled: whether it asks for a provided buffer.
+      data: what came, as bytes, unless it went to the caller's memory.
+    """
+
+    __slots__ = ("data", "own", "pooled")
+
+    def __init__(
+        self,
+        manager: UringIOManager,
+        control: int,
+        buffers: int,
+        own: Any = None,
+        pooled: bool = False,
+        free: list[Any] | None = None,
+    ) -> None:
+        super().__init__(manager, manager.readers, control, buffers, free)
+        self.own = own
+        self.pooled = pooled
+        self.data = b""
+
+    def complete(self, result: int, flags: int) -> Task | None:
+        """The completion has been reaped: copy the data out, before a provided buffer goes back."""
+        if flags & CQE_F_BUFFER:
+            start = (flags >> CQE_BUFFER_SHIFT) * BUFFER_SIZE
+            self.data = self.manager.buffers.memory[start : start + max(result, 0)]  # type: ignore[union-attr]
+        elif result >= 0:
+            self.data = b"" if self.own is None else ffi.unpack(self.own, result)
+        return super().complete(result, flags)
+
+    def _without_effect(self, result: int) -> bool:
+        # No provided buffer was free: it is queued again, with memory of its own.
+        return (result == -errno.ENOBUFS and self.pooled) or super()._without_effect(result)
+
+    def torn_down(self) -> None:
+        """As for every operation; but the message may have come between the completion and the task's next step."""
+        if self.task is None:
+            self.discard(self.result, self.flags)
+        super().torn_down()
+
+    def discard(self, result: int, flags: int) -> None:
+        """Nobody will take the message: close the descriptors that came with it."""
+        if result >= 0 and self.control:
+            _close_passed(self.ancillary())
+
+    def address(self) -> Any:
+        """Whose message it is, as CPython has it."""
+        length = _HEADER.unpack_from(self.view)[1]
+        return _sockaddr.decode(self.view[_NAME_AT : _NAME_AT + min(length, _sockaddr.SIZE)])
+
+    def ancillary(self) -> AncillaryData:
+        """The control messages: level, type, data. The last may be cut short (MSG_CTRUNC)."""
+        found: AncillaryData = []
+        end = _CONTROL_AT + (_HEADER.unpack_from(self.view)[5] if self.control else 0)
+        at = _CONTROL_AT
+        while at + _CMSG.size <= end:
+            length, level, kind = _CMSG.unpack_from(self.view, at)
+            if length < _CMSG_LEN:
+                break
+            found.append((level, kind, self.view[at + _CMSG_LEN : min(at + length, end)]))
+            at += stdlib_socket.CMSG_SPACE(length - _CMSG_LEN)
+        return found
+
+    def message(self) -> tuple[AncillaryData, int, Any]:
+        """What recvmsg answers besides the data."""
+        ancillary = self.ancillary()
+        try:
+            return ancillary, _HEADER.unpack_from(self.view)[6], self.address()
+        except BaseException:
+            _close_passed(ancillary)
+            raise
+
+
+def _close_passed(ancillary: AncillaryData) -> None:
+    passed = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (stdlib_socket.SOL_SOCKET, stdlib_socket.SCM_RIGHTS):
+            passed.frombytes(data[: len(data) - len(data) % passed.itemsize])
+    for fd in passed:
+        os.close(fd)
+
+
+def _address_of(memory: Any) -> int:
+    return int(ffi.cast("uintptr_t", memory))
+
+
+def _free(manager: UringIOManager, kind: str) -> list[Any]:
+    # They belong to the run, and go with it.
+    return manager.__dict__.setdefault(kind, [])  # type: ignore[no-any-return]
+
+
+def _manager_for(sock: stdlib_socket.socket, sending: bool) -> UringIOManager | None:
+    """The manager that an operation may be queued with now; None where Trio's own method is to decide what happens."""
+    try:
+        task = GLOBAL_RUN_CONTEXT.task
+    except AttributeError:
+        return None
+    runner = task._runner
+    manager = runner.io_manager
+    if (
+        manager.__class__ is not UringIOManager
+        or task._cancel_status.effectively_cancelled
+        or runner.ki_pending
+        or _family_of(sock) not in _FAMILIES
+    ):
+        return None
+    fd = sock.fileno()
+    return None if fd < 0 or fd in (manager.writers if sending else manager.readers) else manager
+
+
+async def _performed(begin: Callable[..., MessageT | None], *arguments: Any) -> MessageT | None:
+    """Queue what `begin` makes, as often as it is interrupted, until it has succeeded; None where `begin` makes nothing."""
+    again = False
+    while (operation := begin(again, *arguments)) is not None:
+        try:
+            await operation.trap
+        except BaseException:
+            operation.torn_down()
+            raise
+        if operation.result >= 0:
+            return operation
+        await operation.failed()
+        again = True
+    return None
+
+
+# Nothing below keeps a pinned buffer in a variable of a coroutine: a traceback would keep it pinned. The operation alone
+# holds it, in `keep`, until its completion.
+
+
+def _begin_receive(again: bool, sock: stdlib_socket.socket, most: int, control: int) -> Received | None:
+    """Receive a message with at most `most` bytes of data and `control` bytes of control messages."""
+    if most.__class__ is not int or not 0 < most <= MOST or (manager := _manager_for(sock, False)) is None:
+        return None
+    if again or most > BUFFER_SIZE:
+        own = _uncleared("char[]", most)
+        operation = Received(manager, control, 1, own)
+        operation.queue(OP_RECVMSG, sock.fileno(), _sockaddr.SIZE, ((_address_of(own), most),))
+        return operation
+    manager.buffers  # noqa: B018  made before the first entry that asks for one
+    if control:
+        operation = Received(manager, control, 1, pooled=True)
+    else:
+        free = _free(manager, "free_received")
+        operation = free.pop() if free else Received(manager, 0, 1, pooled=True, free=free)
+    operation.queue(OP_RECVMSG, sock.fileno(), _sockaddr.SIZE, ((0, most),), IOSQE_BUFFER_SELECT)
+    return operation
+
+
+def _begin_receive_into(
+    _again: bool, sock: stdlib_socket.socket, buffers: list[Any] | tuple[Any, ...], nbytes: int, control: int
+) -> Received | None:
+    """Receive a message into the caller's buffers; of the first, `nbytes` bytes, or all of them where that is 0."""
+    if not 0 < len(buffers) <= _MOST_IOVECS or (manager := _manager_for(sock, False)) is None:
+        return None
+    try:
+        pinned = [ffi.from_buffer("char[]", buffer, require_writable=True) for buffer in buffers]
+    except (TypeError, BufferError, ValueError):
+        return None
+    sizes = [len(memory) for memory in pinned]
+    if nbytes:
+        if not 0 < nbytes <= sizes[0]:
+            return None
+        sizes[0] = nbytes
+    if not 0 < sum(sizes) <= MOST:
+        return None
+    operation = Received(manager, control, len(pinned))
+    operation.keep = pinned
+    operation.queue(
+        OP_RECVMSG, sock.fileno(), _sockaddr.SIZE, zip(map(_address_of, pinned), sizes, strict=True)
+    )
+    return operation
+
+
+def _begin_send(
+    _again: bool,
+    sock: stdlib_socket.socket,
+    event: str,
+    buffers: list[Any] | tuple[Any, ...],
+    control: bytes,
+    address: Any,
+    name: bytes,
+) -> Message | None:
+    """Send a message to `name`, the address as the kernel has it; to the socket's peer where that is empty.
+
+    Args:
+      event: CPython's audit event for it, raised with `address`.
+    """
+    if not 0 < len(buffers) <= _MOST_IOVECS or (manager := _manager_for(sock, True)) is None:
+        return None
+    try:
+        pinned = [ffi.from_buffer(buffer) for buffer in buffers]
+    except (TypeError, BufferError, ValueError):
+        return None
+    sizes = [len(memory) for memory in pinned]
+    if not 0 < sum(sizes) <= MOST:
+        return None
+    sys.audit(event, sock, address)
+    if control or len(pinned) > 1:
+        operation = Message(manager, manager.writers, len(control), len(pinned), None)
+    else:
+        free = _free(manager, "free_sent")
+        operation = free.pop() if free else Message(manager, manager.writers, 0, 1, free)
+    operation.keep = pinned
+    if name:
+        operation.view[_NAME_AT : _NAME_AT + len(name)] = name
+    if control:
+        operation.view[_CONTROL_AT : _CONTROL_AT + len(control)] = control
+    operation.queue(OP_SENDMSG, sock.fileno(), len(name), zip(map(_address_of, pinned), sizes, strict=True))
+    return operation
+
+
+# ------------------------------------------------------------------ arguments
+
+
+def _plain(flags: Any) -> bool:
+    return flags.__class__ is int and flags == 0
+
+
+async def _listed(items: Any) -> list[Any] | tuple[Any, ...] | None:
+    """Every item, taken once only, so that nothing is lost where the call has to wait; None for what is not iterable."""
+    if items.__class__ is list or items.__class__ is tuple:
+        return items  # type: ignore[no-any-return]
+    await trio.lowlevel.checkpoint_if_cancelled()
+    try:
+        each = iter(items)
+    except TypeError:
+        return None
+    try:
+        return list(each)
+    except BaseException:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        raise
+
+
+def _control_messages(ancillary: list[Any] | tuple[Any, ...]) -> bytes | None:
+    """The control messages of (level, type, data) items; None where they are not plainly right."""
+    control = b""
+    for item in ancillary:
+        if item.__class__ is not tuple or len(item) != 3:
+            return None
+        level, kind, data = item
+        if level.__class__ is int and kind.__class__ is int and level in _INTS and kind in _INTS:
+            try:
+                plain = bytes(ffi.buffer(ffi.from_buffer(data)))
+            except (TypeError, BufferError, ValueError):
+                return None
+        else:
+            return None
+        header = _CMSG.pack(stdlib_socket.CMSG_LEN(len(plain)), level, kind)
+        control += (header + plain).ljust(stdlib_socket.CMSG_SPACE(len(plain)), b"\0")
+        if len(control) > _MOST_CONTROL:
+            return None
+    return control
+
+
+async def _name(sock: _SocketType, address: Any) -> tuple[Any, bytes | None]:
+    """The resolved address, and what the kernel has for it; None where CPython is to decide."""
+    family = _family_of(sock._sock)
+    if family != stdlib_socket.AF_UNIX:
+        name = _sockaddr.encode(family, address)
+        if name is not None:  # numeric: nothing to resolve
+            return address, name
+    address = await sock._resolve_address_nocp(address, local=False)
+    return address, _sockaddr.encode(family, address)
+
+
+# ------------------------------------------------------------------ trio.socket
+
+
+def recvfrom(original: AsyncMethod) -> AsyncMethod:
+    """_SocketType.recvfrom."""
+
+    @_replaces(original)
+    async def recvfrom(self: _SocketType, *args: Any, **kwargs: Any) -> tuple[bytes, Any]:
+        if not kwargs and (len(args) == 1 or (len(args) == 2 and _plain(args[1]))):
+            operation = await _performed(_begin_receive, self._sock, args[0], 0)
+            if operation is not None:
+                received = operation.data, operation.address()
+                operation.rest()
+                return received
+        return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
+
+    return recvfrom
+
+
+def recvfrom_into(original: AsyncMethod) -> AsyncMethod:
+    """_SocketType.recvfrom_into."""
+
+    def arguments(buffer: Any, nbytes: Any = 0, flags: Any = 0) -> tuple[Any, int] | None:
+        return (buffer, nbytes) if nbytes.__class__ is int and _plain(flags) else None
+
+    @_replaces(original)
+    async def recvfrom_into(self: _SocketType, *args: Any, **kwargs: Any) -> tuple[int, Any]:
+        try:
+            wanted = arguments(*args, **kwargs)
+        except TypeError:
+            wanted = None
+        if wanted is not None:
+            buffer, nbytes = wanted
+            operation = await _performed(_begin_receive_into, self._sock, (buffer,), nbytes, 0)
+            if operation is not None:
+                return operation.result, operation.address()
+        return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
+
+    return recvfrom_into
+
+
+def _wants_control(size: Any = 0, flags: Any = 0, *extra: Any) -> int | None:
+    """The size of the control messages that recvmsg(…, size, flags) asks for; None where CPython is to decide."""
+    if size.__class__ is int and 0 <= size <= _MOST_CONTROL and _plain(flags) and not extra:
+        return size  # type: ignore[no-any-return]
+    return None
+
+
+def recvmsg(original: AsyncMethod) -> AsyncMethod:
+    """_SocketType.recvmsg."""
+
+    @_replaces(original)
+    async def recvmsg(self: _SocketType, *args: Any, **kwargs: Any) -> tuple[bytes, AncillaryData, int, Any]:
+        if args and not kwargs and (control := _wants_control(*args[1:])) is not None:
+            operation = await _performed(_begin_receive, self._sock, args[0], control)
+            if operation is not None:
+                received = operation.data, *operation.message()
+                operation.rest()
+                return received
+        return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
+
+    return recvmsg
+
+
+def recvmsg_into(original: AsyncMethod) -> AsyncMethod:
+    """_SocketType.recvmsg_into."""
+
+    @_replaces(original)
+    async def recvmsg_into(self: _SocketType, *args: Any, **kwargs: Any) -> tuple[int, AncillaryData, int, Any]:
+        if args and not kwargs and (control := _wants_control(*args[1:])) is not None:
+            if ring_manager() is None:
+                return await original(self, *args)  # type: ignore[no-any-return]
+            buffers = await _listed(args[0])
+            if buffers is not None:
+                operation = await _performed(_begin_receive_into, self._sock, buffers, 0, control)
+                if operation is not None:
+                    return operation.result, *operation.message()
+                args = (buffers, *args[1:])
+        return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
+
+    return recvmsg_into
+
+
+def sendto(original: AsyncMethod) -> AsyncMethod:
+    """_SocketType.sendto."""
+
+    @_replaces(original)
+    async def sendto(self: _SocketType, *args: Any) -> int:
+        if (len(args) == 2 or (len(args) == 3 and _plain(args[1]))) and ring_manager() is not None:
+            address, name = await _name(self, args[-1])
+            if name is not None:
+                operation = await _performed(
+                    _begin_send, self._sock, "socket.sendto", args[:1], b"", address, name
+                )
+                if operation is not None:
+                    operation.rest()
+                    return operation.result
+        return await original(self, *args)  # type: ignore[no-any-return]
+
+    return sendto
+
+
+def sendmsg(original: AsyncMethod) -> AsyncMethod:
+    """_SocketType.sendmsg."""
+
+    @_replaces(original)
+    async def sendmsg(self: _SocketType, *args: Any, **kwargs: Any) -> int:
+        if kwargs or not 1 <= len(args) <= 4 or ring_manager() is None:
+            return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
+        given = (*args, *((), 0, None)[len(args) - 1 :])
+        address, name = await _name(self, given[3]) if given[3] is not None else (None, b"")
+        buffers = await _listed(given[0])
+        ancillary = await _listed(given[1]) if buffers is not None else None
+        if buffers is not None and ancillary is not None:
+            control = _control_messages(ancillary)
+            if name is not None and control is not None and _plain(given[2]):
+                operation = await _performed(
+                    _begin_send, self._sock, "socket.sendmsg", buffers, control, address, name
+                )
+                if operation is not None:
+                    operation.rest()
+                    return operation.result
+            args = (buffers, ancillary, *given[2:])
+        return await original(self, *args)  # type: ignore[no-any-return]
+
+    return sendmsg
