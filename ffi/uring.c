@@ -294,20 +294,23 @@ int tu_is_owner(tu_ring *r)
 
 /* ---------------------------------------------------------------- reaping */
 
-/* Books a completion. Answers whether it is the caller's. */
-static int account(tu_ring *r, const struct io_uring_cqe *cqe)
+/* Whether a completion is the shim's own, which ends here. */
+static int own(tu_ring *r, uint64_t user_data)
 {
-    if (cqe->user_data == TU_WAKE_DATA)
+    if (user_data == TU_WAKE_DATA)
         r->wake_armed = 0;
-    if (cqe->user_data < TU_FIRST_USER_DATA)
-        return 0;
-    if (!(cqe->flags & IORING_CQE_F_MORE)) {
-        r->stats.completed++;
-        r->stats.inflight--;
-        if (cqe->res == -ECANCELED)
-            r->stats.cancelled++;
-    }
-    return 1;
+    return user_data < TU_FIRST_USER_DATA;
+}
+
+/* Books a completion as it is handed out, and not before: what waits in the stash is still in flight for everybody. */
+static void account(tu_ring *r, int res, unsigned flags)
+{
+    if (flags & IORING_CQE_F_MORE)
+        return;
+    r->stats.completed++;
+    r->stats.inflight--;
+    if (res == -ECANCELED)
+        r->stats.cancelled++;
 }
 
 static int stash_one(tu_ring *r, const struct io_uring_cqe *cqe)
@@ -334,9 +337,8 @@ static int stash(tu_ring *r)
     for (; head != tail; head++) {
         const struct io_uring_cqe *cqe = &cq->cqes[head & mask];
 
-        if (cqe->user_data >= TU_FIRST_USER_DATA && stash_one(r, cqe) < 0)
+        if (!own(r, cqe->user_data) && stash_one(r, cqe) < 0)
             break;
-        account(r, cqe);
     }
     store(cq->khead, head);
     return (int)(head - from);
@@ -374,8 +376,10 @@ static unsigned reap(tu_ring *r, int64_t *out, unsigned max, unsigned *seen)
     if (r->stash_len) {
         n = r->stash_len < max ? r->stash_len : max;
         memcpy(out, r->stash, n * sizeof *r->stash);
-        for (unsigned i = 0; i < n; i++)
+        for (unsigned i = 0; i < n; i++) {
+            account(r, (int)r->stash[i].res, (unsigned)r->stash[i].flags);
             lend(r, (unsigned)r->stash[i].flags);
+        }
         memmove(r->stash, r->stash + n, (r->stash_len - n) * sizeof *r->stash);
         r->stash_len -= n;
         *seen += n;
@@ -387,7 +391,8 @@ static unsigned reap(tu_ring *r, int64_t *out, unsigned max, unsigned *seen)
         const struct io_uring_cqe *cqe = &cq->cqes[head & mask];
 
         ++*seen;
-        if (account(r, cqe)) {
+        if (!own(r, cqe->user_data)) {
+            account(r, cqe->res, cqe->flags);
             out[3 * n] = (int64_t)cqe->user_data;
             out[3 * n + 1] = cqe->res;
             out[3 * n + 2] = cqe->flags;
@@ -504,9 +509,9 @@ int tu_poll(tu_ring *r, int fd, unsigned events, uint64_t user_data)
     return publish(r, sqe);
 }
 
-/* The two operations that a busy server makes most: tu_queue() with fewer arguments for the binding to convert. */
-int tu_recv(tu_ring *r, int fd, unsigned len, uint64_t user_data)
+int tu_recv(uint64_t ring, int fd, unsigned len, uint64_t user_data)
 {
+    tu_ring *r = (tu_ring *)(uintptr_t)ring;
     struct io_uring_sqe *sqe;
     int rc = next_sqe(r, &sqe);
 
@@ -519,8 +524,9 @@ int tu_recv(tu_ring *r, int fd, unsigned len, uint64_t user_data)
     return publish(r, sqe);
 }
 
-int tu_send(tu_ring *r, int fd, const char *data, unsigned len, unsigned msg_flags, uint64_t user_data)
+int tu_send(uint64_t ring, int fd, const char *data, unsigned len, unsigned msg_flags, uint64_t user_data)
 {
+    tu_ring *r = (tu_ring *)(uintptr_t)ring;
     struct io_uring_sqe *sqe;
     int rc = next_sqe(r, &sqe);
 
@@ -617,7 +623,7 @@ static int sleep_elsewhere(tu_ring *r, int64_t timeout_ns)
     }
     if (read(pfd.fd, &emptied, sizeof emptied) < 0 && errno != EAGAIN)
         return -errno;
-    if (load(r->ring.cq.ktail) != load(r->ring.cq.khead) ||
+    if (load(r->ring.cq.ktail) != load(r->ring.cq.khead) || load(&r->stash_len) ||
         (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)))
         return 0;
     rc = ppoll(&pfd, 1, timeout_ns < 0 ? NULL : &ts, NULL);

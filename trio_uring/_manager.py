@@ -27,7 +27,7 @@ if there are any: waiting ones, and cancelled ones that the kernel has not ended
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import select
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
@@ -103,10 +103,25 @@ class UringIOManager:
       UringUnavailableError: the kernel refuses a ring; nothing is left open.
     """
 
+    # Slots: `_sockets` reads these for every operation.
+    __slots__ = (
+        "_buffers",
+        "between",
+        "last_user_data",
+        "leaving",
+        "operations",
+        "readers",
+        "receives",
+        "ring",
+        "sends",
+        "writers",
+    )
+
     def __init__(self, backend: UringBackend, make_ring: Callable[[int, int | None], Any] = Ring) -> None:
         self.ring: Ring = make_ring(backend.sq_entries, backend.cq_entries)
         # user_data -> Poll or Operation: what a completion may name, and whose memory the kernel may still touch.
         self.operations: dict[int, Any] = {}
+        self.ring.keep = self.operations
         # fd -> the Poll or Operation that a task is waiting in.
         self.readers: dict[int, Any] = {}
         self.writers: dict[int, Any] = {}
@@ -114,6 +129,7 @@ class UringIOManager:
         self.leaving: dict[int, int] = {}
         # fd -> operations that were interrupted and whose tasks have not queued them again yet.
         self.between: dict[int, set[Operation]] = {}
+        self._buffers: BufferRing | None = None
         # Operations ready for use again.
         self.receives: list[Any] = []
         self.sends: list[Any] = []
@@ -124,16 +140,16 @@ class UringIOManager:
         self.last_user_data += 1
         return self.last_user_data
 
-    @functools.cached_property
+    @property
     def buffers(self) -> BufferRing | None:
         """The provided buffers that receives share; pages that no data has touched take no memory.
 
         None where the kernel will not have them; a receive that asks for one is then answered with ENOBUFS.
         """
-        try:
-            return self.ring.make_buffers(BUFFER_COUNT, BUFFER_SIZE, BUFFER_GROUP)
-        except OSError:
-            return None
+        if self._buffers is None:
+            with contextlib.suppress(OSError):
+                self._buffers = self.ring.make_buffers(BUFFER_COUNT, BUFFER_SIZE, BUFFER_GROUP)
+        return self._buffers
 
     def now_leaving(self, fd: int) -> None:
         """An entry has left `readers` or `writers` before its completion."""

@@ -1,24 +1,27 @@
-"""Layer 3, messages: the methods of trio.socket that take an address or ancillary data, as direct ring operations.
+"""Layer 3, messages: the methods of trio.socket that take addresses or ancillary data, as ring operations.
 
-Knows struct msghdr and what it points to (recvmsg(2), cmsg(3)); knows nothing of how the methods come to be in Trio's
-classes nor of when an operation is over (`_operation`). The rules are those of `_sockets`: a function takes Trio's own
-method and answers the one that replaces it; what is out of the ordinary, or an error, goes to Trio's own.
+Knows struct msghdr and what it points to (recvmsg(2), cmsg(3)); knows nothing of how the methods come to be
+in Trio's classes nor of when an operation is over (`_operation`). The rules are those of `_sockets`: a
+function takes Trio's own method and answers the one that replaces it; what is out of the ordinary, or an
+error, goes to Trio's own.
 
-A message takes one block of memory, its operation's own until the completion: the header, and what the header names.
+A message takes one block of memory, its operation's own until the completion: the header, and what it names.
 
     struct msghdr | struct sockaddr_storage | control messages | struct iovec, one for each buffer
 
-Data goes straight between the kernel and the caller's buffers, pinned through the buffer protocol until the completion.
-Where bytes are to be made of it, it goes through a provided buffer, so that a task waiting for a datagram holds no memory
-for it. Operations with one buffer and no control messages are used again, with their blocks.
+Data goes straight between the kernel and the caller's buffers, pinned through the buffer protocol until the
+completion. Where bytes are to be made of it, it goes through a provided buffer, so that a task waiting for a
+datagram holds no memory for it. Operations with one buffer and no control messages are used again, with
+their blocks.
 
-Descriptors that come with a message (SCM_RIGHTS) are this process's own from the moment that the kernel writes the
-control messages, so an operation whose message nobody takes closes them (F9). They are inheritable, as CPython leaves
-them too where MSG_CMSG_CLOEXEC is not asked for.
+Descriptors that come with a message (SCM_RIGHTS) are this process's own from the moment that the kernel
+writes the control messages, so an operation whose message nobody takes closes them (F9). They are
+inheritable, as CPython leaves them too where MSG_CMSG_CLOEXEC is not asked for.
 """
 
 from __future__ import annotations
 
+import _socket
 import array
 import errno
 import os
@@ -28,7 +31,6 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
-import _socket
 import trio
 from trio._core._run import GLOBAL_RUN_CONTEXT
 from trio._socket import _SocketType
@@ -40,8 +42,8 @@ from ._operation import Operation
 from ._ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, IOSQE_BUFFER_SELECT, OP_RECVMSG, OP_SENDMSG, ffi, lib
 from ._sockets import _FAMILIES, MOST, AsyncMethod, _replaces, _uncleared, ring_manager
 
-# The kernel's struct user_msghdr (name, its length, iovecs, their number, control, its length, flags), struct iovec and
-# struct cmsghdr, in the machine's own sizes and alignment.
+# The kernel's struct user_msghdr (name, its length, iovecs, their number, control, its length, flags), struct
+# iovec and struct cmsghdr, in the machine's own sizes and alignment.
 _HEADER: Final = struct.Struct("@PIPNPNi0P")
 _IOVEC: Final = struct.Struct("@PN")
 _CMSG: Final = struct.Struct("@Nii")
@@ -57,8 +59,9 @@ _INTS: Final = range(-(1 << 31), 1 << 31)
 AncillaryData = list[tuple[int, int, bytes]]
 MessageT = TypeVar("MessageT", bound="Message")
 
-# The plain number: socket.socket.family makes an enum of it at every call.
-_family_of: Final[Callable[[stdlib_socket.socket], int]] = _socket.socket.family.__get__  # type: ignore[attr-defined]
+# The plain numbers: those of socket.socket make an enum of them at every call.
+_family_of: Final[Callable[[stdlib_socket.socket], int]] = _socket.socket.family.__get__
+_type_of: Final[Callable[[stdlib_socket.socket], int]] = _socket.socket.type.__get__
 
 tu_queue = lib.tu_queue
 
@@ -95,13 +98,22 @@ class Message(Operation):
         self.user_data = manager.next_user_data()
         manager.operations[self.user_data] = self
 
-    def queue(self, opcode: int, fd: int, name: int, buffers: Iterable[tuple[int, int]], flags: int = 0) -> None:
+    def queue(
+        self,
+        opcode: int,
+        fd: int,
+        name: int,
+        buffers: Iterable[tuple[int, int]],
+        flags: int = 0,
+        msg_flags: int = 0,
+    ) -> None:
         """Fill in the header and the iovecs, and queue the entry; whoever calls this awaits `trap` next.
 
         Args:
           name: size of the address in bytes, 0 for none.
           buffers: address and size of each.
           flags: IOSQE flags.
+          msg_flags: flags of sendmsg(2) and recvmsg(2).
         """
         view = self.view
         block_at = self.block_at
@@ -121,9 +133,8 @@ class Message(Operation):
             control,
             0,
         )
-        rc = tu_queue(
-            self.manager.ring._r, opcode, fd, self.block, 1, 0, 0, self.user_data, flags, 0, BUFFER_GROUP, 0
-        )
+        group = BUFFER_GROUP if flags & IOSQE_BUFFER_SELECT else 0
+        rc = tu_queue(self.manager.ring._r, opcode, fd, self.block, 1, 0, msg_flags, self.user_data, flags, 0, group, 0)
         if rc:
             self.keep = None
             del self.manager.operations[self.user_data]
@@ -184,14 +195,20 @@ class Received(Message):
             self.data = self.manager.buffers.memory[start : start + max(result, 0)]  # type: ignore[union-attr]
         elif result >= 0:
             self.data = b"" if self.own is None else ffi.unpack(self.own, result)
+        self.own = None
         return super().complete(result, flags)
 
     def _without_effect(self, result: int) -> bool:
         # No provided buffer was free: it is queued again, with memory of its own.
         return (result == -errno.ENOBUFS and self.pooled) or super()._without_effect(result)
 
+    def rest(self) -> None:
+        """As for every message; and the data is the task's alone."""
+        self.data = b""
+        super().rest()
+
     def torn_down(self) -> None:
-        """As for every operation; but the message may have come between the completion and the task's next step."""
+        """As for every operation; but the message may have come, and the task not have run since."""
         if self.task is None:
             self.discard(self.result, self.flags)
         super().torn_down()
@@ -248,13 +265,13 @@ def _free(manager: UringIOManager, kind: str) -> list[Any]:
 
 
 def _manager_for(sock: stdlib_socket.socket, sending: bool) -> UringIOManager | None:
-    """The manager that an operation may be queued with now; None where Trio's own method is to decide what happens."""
+    """The manager to queue an operation with now; None where Trio's own method is to decide."""
     try:
         task = GLOBAL_RUN_CONTEXT.task
     except AttributeError:
         return None
     runner = task._runner
-    manager = runner.io_manager
+    manager: Any = runner.io_manager
     if (
         manager.__class__ is not UringIOManager
         or task._cancel_status.effectively_cancelled
@@ -267,7 +284,7 @@ def _manager_for(sock: stdlib_socket.socket, sending: bool) -> UringIOManager | 
 
 
 async def _performed(begin: Callable[..., MessageT | None], *arguments: Any) -> MessageT | None:
-    """Queue what `begin` makes, as often as it is interrupted, until it has succeeded; None where `begin` makes nothing."""
+    """Have `begin` queue an operation, again after an interruption, until one succeeds; None where it queues none."""
     again = False
     while (operation := begin(again, *arguments)) is not None:
         try:
@@ -282,8 +299,8 @@ async def _performed(begin: Callable[..., MessageT | None], *arguments: Any) -> 
     return None
 
 
-# Nothing below keeps a pinned buffer in a variable of a coroutine: a traceback would keep it pinned. The operation alone
-# holds it, in `keep`, until its completion.
+# Nothing below keeps a pinned buffer in a variable of a coroutine: a traceback would keep it pinned. The
+# operation alone holds it, in `keep`, until its completion.
 
 
 def _begin_receive(again: bool, sock: stdlib_socket.socket, most: int, control: int) -> Received | None:
@@ -308,7 +325,7 @@ def _begin_receive(again: bool, sock: stdlib_socket.socket, most: int, control: 
 def _begin_receive_into(
     _again: bool, sock: stdlib_socket.socket, buffers: list[Any] | tuple[Any, ...], nbytes: int, control: int
 ) -> Received | None:
-    """Receive a message into the caller's buffers; of the first, `nbytes` bytes, or all of them where that is 0."""
+    """Receive a message into the caller's buffers; into the first only `nbytes` bytes, unless that is 0."""
     if not 0 < len(buffers) <= _MOST_IOVECS or (manager := _manager_for(sock, False)) is None:
         return None
     try:
@@ -324,9 +341,7 @@ def _begin_receive_into(
         return None
     operation = Received(manager, control, len(pinned))
     operation.keep = pinned
-    operation.queue(
-        OP_RECVMSG, sock.fileno(), _sockaddr.SIZE, zip(map(_address_of, pinned), sizes, strict=True)
-    )
+    operation.queue(OP_RECVMSG, sock.fileno(), _sockaddr.SIZE, zip(map(_address_of, pinned), sizes, strict=True))
     return operation
 
 
@@ -364,8 +379,20 @@ def _begin_send(
         operation.view[_NAME_AT : _NAME_AT + len(name)] = name
     if control:
         operation.view[_CONTROL_AT : _CONTROL_AT + len(control)] = control
-    operation.queue(OP_SENDMSG, sock.fileno(), len(name), zip(map(_address_of, pinned), sizes, strict=True))
+    each = zip(map(_address_of, pinned), sizes, strict=True)
+    operation.queue(OP_SENDMSG, sock.fileno(), len(name), each, msg_flags=_once(sock))
     return operation
+
+
+def _once(sock: stdlib_socket.socket) -> int:
+    """MSG_DONTWAIT where the kernel must not try again by itself, but answer EAGAIN, which `failed` waits out.
+
+    A UNIX socket with messages copies the data before it finds its receiver's queue full. The kernel's second attempt
+    then goes on after that data, and sends a message of no bytes (measured on 6.18).
+    """
+    if _family_of(sock) == stdlib_socket.AF_UNIX and _type_of(sock) != stdlib_socket.SOCK_STREAM:
+        return stdlib_socket.MSG_DONTWAIT
+    return 0
 
 
 # ------------------------------------------------------------------ arguments
@@ -376,9 +403,9 @@ def _plain(flags: Any) -> bool:
 
 
 async def _listed(items: Any) -> list[Any] | tuple[Any, ...] | None:
-    """Every item, taken once only, so that nothing is lost where the call has to wait; None for what is not iterable."""
+    """Every item, taken once only, so that none is lost where the call has to wait; None if not iterable."""
     if items.__class__ is list or items.__class__ is tuple:
-        return items  # type: ignore[no-any-return]
+        return items
     await trio.lowlevel.checkpoint_if_cancelled()
     try:
         each = iter(items)
@@ -465,9 +492,9 @@ def recvfrom_into(original: AsyncMethod) -> AsyncMethod:
 
 
 def _wants_control(size: Any = 0, flags: Any = 0, *extra: Any) -> int | None:
-    """The size of the control messages that recvmsg(…, size, flags) asks for; None where CPython is to decide."""
+    """The room for control messages that recvmsg(…, size, flags) asks for; None where CPython is to decide."""
     if size.__class__ is int and 0 <= size <= _MOST_CONTROL and _plain(flags) and not extra:
-        return size  # type: ignore[no-any-return]
+        return size
     return None
 
 
@@ -514,9 +541,7 @@ def sendto(original: AsyncMethod) -> AsyncMethod:
         if (len(args) == 2 or (len(args) == 3 and _plain(args[1]))) and ring_manager() is not None:
             address, name = await _name(self, args[-1])
             if name is not None:
-                operation = await _performed(
-                    _begin_send, self._sock, "socket.sendto", args[:1], b"", address, name
-                )
+                operation = await _performed(_begin_send, self._sock, "socket.sendto", args[:1], b"", address, name)
                 if operation is not None:
                     operation.rest()
                     return operation.result
@@ -539,9 +564,7 @@ def sendmsg(original: AsyncMethod) -> AsyncMethod:
         if buffers is not None and ancillary is not None:
             control = _control_messages(ancillary)
             if name is not None and control is not None and _plain(given[2]):
-                operation = await _performed(
-                    _begin_send, self._sock, "socket.sendmsg", buffers, control, address, name
-                )
+                operation = await _performed(_begin_send, self._sock, "socket.sendmsg", buffers, control, address, name)
                 if operation is not None:
                     operation.rest()
                     return operation.result

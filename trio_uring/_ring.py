@@ -138,7 +138,13 @@ class Ring:
       ValueError: a size out of range.
       UringUnavailableError: the kernel refused; says why and what to change. With too little memory for the sizes
           asked, smaller rings are tried first.
+
+    Attributes:
+      keep: whatever holds the memory that entries in flight name, for a ring that is never closed and that the garbage
+        collector finds: `close` gets it then.
     """
+
+    keep: object = None
 
     def __init__(self, sq_entries: int = 512, cq_entries: int | None = None) -> None:
         self._closed = True
@@ -170,6 +176,8 @@ class Ring:
                 continue
             raise unavailable(-rc, _STEPS[step[0]])
         self._closed = False
+        # The ring as tu_recv and tu_send take it. Of no use once the ring has gone; after `close` they refuse.
+        self.address = int(ffi.cast("uintptr_t", self._r))
         self._max = min(lib.tu_cq_entries(self._r), _MOST_AT_ONCE)
         self._out = ffi.new("int64_t[]", 3 * self._max)
         self._buffers: BufferRing | None = None
@@ -386,7 +394,7 @@ class Ring:
     def __del__(self) -> None:
         if not self._closed:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            self.close(keep=self.keep)
 
     def _forked(self) -> None:
         """In a forked child, before any other Python code: give up our copies of the descriptors, touch nothing else."""

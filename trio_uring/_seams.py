@@ -150,6 +150,17 @@ def _from_sockets(name: str) -> Callable[[Any], Any]:
     return replacement
 
 
+def _from_messages(name: str) -> Callable[[Any], Any]:
+    """The same, in `_messages`."""
+
+    def replacement(original: Any) -> Any:
+        from . import _messages
+
+        return getattr(_messages, name)(original)
+
+    return replacement
+
+
 def _with_io_backend(original: Callable[..., Any]) -> Callable[..., Any]:
     """`original`, a function that runs Trio, with the keyword `io_backend`."""
 
@@ -342,6 +353,23 @@ OPERATION_SEAMS: Final = (
             ("recv", ()),
             ("recv_into", ()),
             ("send", ()),
+        )
+    ),
+    *(
+        Seam(
+            modules=("trio._socket",),
+            name=f"_SocketType.{name}",
+            why="a direct operation with an address or ancillary data",
+            check=_check_method(*parameters),
+            replacement=_from_messages(name),
+        )
+        for name, parameters in (
+            ("recvfrom", ()),
+            ("recvfrom_into", ()),
+            ("recvmsg", ()),
+            ("recvmsg_into", ()),
+            ("sendmsg", ("buffers", "ancdata", "flags", "address")),
+            ("sendto", ()),
         )
     ),
     *(

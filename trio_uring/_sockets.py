@@ -77,13 +77,13 @@ class Receive(Operation):
     Used again, from `manager.receives`, as long as it ends with data and nobody ever cancelled it.
     """
 
-    __slots__ = ("data", "memory", "r")
+    __slots__ = ("data", "memory", "ring")
 
     def __init__(self, manager: UringIOManager) -> None:
         super().__init__(manager, -1, None, manager.readers)
         # Without buffers the kernel answers every receive with ENOBUFS.
         self.memory = manager.buffers.memory if manager.buffers else b""
-        self.r = manager.ring._r
+        self.ring = manager.ring.address
         self.data: bytes | None = None
         self.user_data = manager.next_user_data()
         manager.operations[self.user_data] = self
@@ -113,11 +113,11 @@ class Send(Operation):
     Used again, from `manager.sends`, as long as it succeeds and nobody ever cancelled it.
     """
 
-    __slots__ = ("r", "size")
+    __slots__ = ("ring", "size")
 
     def __init__(self, manager: UringIOManager) -> None:
         super().__init__(manager, -1, None, manager.writers)
-        self.r = manager.ring._r
+        self.ring = manager.ring.address
         self.size = 0
         self.user_data = manager.next_user_data()
         manager.operations[self.user_data] = self
@@ -155,24 +155,21 @@ def begin_receive(sock: stdlib_socket.socket, most: int) -> Receive | None:
     """
     try:
         task = GLOBAL_RUN_CONTEXT.task
-    except AttributeError:
-        return None
-    runner = task._runner
-    manager = runner.io_manager
-    if (
-        manager.__class__ is not UringIOManager
-        or most.__class__ is not int
-        or not 0 < most <= BUFFER_SIZE
-        or task._cancel_status.effectively_cancelled
-        or runner.ki_pending
-    ):
+        runner = task._runner
+        manager = runner.io_manager
+        readers = manager.readers  # no other manager has that
+        if task._cancel_status.effectively_cancelled or runner.ki_pending or not 0 < most <= BUFFER_SIZE:
+            return None
+    except (AttributeError, TypeError):
         return None
     fd = sock.fileno()
-    readers = manager.readers
     if fd < 0 or fd in readers:
         return None
-    receive: Receive = manager.receives.pop() if manager.receives else Receive(manager)
-    rc = lib.tu_recv(receive.r, fd, most, receive.user_data)
+    try:
+        receive: Receive = manager.receives.pop()
+    except IndexError:
+        receive = Receive(manager)
+    rc = tu_recv(receive.ring, fd, most, receive.user_data)
     if rc:
         manager.ring._fail(rc)
     receive.fd = fd
@@ -201,17 +198,17 @@ def begin_send(sock: stdlib_socket.socket, data: Any, start: int, msg_flags: int
     """Queue a send of data[start:], counted in bytes; None where Trio's own method is to decide what happens."""
     try:
         task = GLOBAL_RUN_CONTEXT.task
+        runner = task._runner
+        manager = runner.io_manager
+        writers = manager.writers  # no other manager has that
+        if task._cancel_status.effectively_cancelled or runner.ki_pending:
+            return None
     except AttributeError:
         return None
-    runner = task._runner
-    manager = runner.io_manager
-    if manager.__class__ is not UringIOManager or task._cancel_status.effectively_cancelled or runner.ki_pending:
-        return None
     fd = sock.fileno()
-    writers = manager.writers
     if fd < 0 or fd in writers:
         return None
-    if data.__class__ is bytes and not start:
+    if type(data) is bytes and not start:
         keep = address = data  # cffi passes the address of its storage, which does not move
         left = size = len(data)
     else:
@@ -225,8 +222,11 @@ def begin_send(sock: stdlib_socket.socket, data: Any, start: int, msg_flags: int
             address = keep + start
     if left <= 0:
         return None
-    send: Send = manager.sends.pop() if manager.sends else Send(manager)
-    rc = lib.tu_send(send.r, fd, address, left if left < MOST else MOST, msg_flags, send.user_data)
+    try:
+        send: Send = manager.sends.pop()
+    except IndexError:
+        send = Send(manager)
+    rc = tu_send(send.ring, fd, address, left if left < MOST else MOST, msg_flags, send.user_data)
     if rc:
         manager.ring._fail(rc)
     send.keep = keep

@@ -174,6 +174,7 @@ def in_child(program: str, *arguments: str, timeout: float = PATIENCE) -> subpro
     """Run a Python program in a process of its own, warnings as errors."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(program), *arguments],
+        cwd="/",
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import gc
 import os
-import resource
+import queue
 import socket
 import threading
 import time
-import weakref
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,13 +91,21 @@ def asleep(host: Host, sleeps: Sleeps) -> Callable[[], bool]:
     return check
 
 
-def until_asleep(host: Host, sleeps: Sleeps) -> None:
-    """Run callbacks until the worker sleeps."""
+def until_asleep(host: Host, sleeps: Sleeps, begun: Callable[[], object]) -> None:
+    """Run callbacks until the guest has begun something and the worker sleeps."""
+    until(host, lambda: begun() and asleep(host, sleeps)())
+
+
+def until(host: Host, condition: Callable[[], object]) -> None:
+    """Run callbacks until a condition holds that another thread may bring about."""
     deadline = time.monotonic() + PATIENCE
-    while not asleep(host, sleeps)():
+    while not condition():
         assert time.monotonic() < deadline
-        with contextlib.suppress(Exception):
-            host.todo.get(timeout=0.001)()
+        try:
+            callback = host.todo.get(timeout=0.001)
+        except queue.Empty:
+            continue
+        callback()
 
 
 # ------------------------------------------------------------------ all of Trio, under a host
@@ -257,7 +265,7 @@ def test_f32_the_host_wakes_a_task(ring: Backend, sleeps: Sleeps) -> None:
     host = Host()
     host.start(ring, main)
     for event in events:
-        until_asleep(host, sleeps)
+        until_asleep(host, sleeps, lambda: event.statistics().tasks_waiting)  # noqa: B023
         event.set()
     host.finish()
 
@@ -265,12 +273,14 @@ def test_f32_the_host_wakes_a_task(ring: Backend, sleeps: Sleeps) -> None:
 def test_f32_the_host_cancels_a_wait(ring: Backend, sleeps: Sleeps) -> None:
     """Invariant 6: what the host queues goes to the kernel at once, because nobody else would hand it over."""
     scopes = [trio.CancelScope() for _ in range(20)]
+    current: list[trio.CancelScope] = []
 
     async def main() -> None:
         with socket_pair() as (a, _):
             fill(a.fileno())
             for number, scope in enumerate(scopes):
                 with scope:
+                    current[:] = [scope]
                     if number % 3 == 0:
                         await trio.lowlevel.wait_readable(a)
                     elif number % 3 == 1:
@@ -282,7 +292,7 @@ def test_f32_the_host_cancels_a_wait(ring: Backend, sleeps: Sleeps) -> None:
     host = Host()
     host.start(ring, main)
     for scope in scopes:
-        until_asleep(host, sleeps)
+        until_asleep(host, sleeps, lambda: current == [scope])  # noqa: B023
         scope.cancel()
         assert manager().ring.queued == 0
     host.finish()
@@ -302,8 +312,7 @@ def test_f32_the_host_cancels_a_hundred_operations_at_once(ring: Backend, sleeps
 
     host = Host()
     host.start(ring, main)
-    until_asleep(host, sleeps)
-    assert manager().statistics().tasks_waiting_read == 101
+    until_asleep(host, sleeps, lambda: manager().statistics().tasks_waiting_read == 101)
     scope.cancel()
     assert manager().ring.queued == 0
     host.finish()
@@ -312,11 +321,14 @@ def test_f32_the_host_cancels_a_hundred_operations_at_once(ring: Backend, sleeps
 def test_f32_the_host_closes_what_is_waited_for(ring: Backend, sleeps: Sleeps) -> None:
     waiters = [Waiter() for _ in range(20)]
     current: list[socket.socket] = []
+    begun = 0
 
     async def main() -> None:
+        nonlocal begun
         for number, waiter in enumerate(waiters):
             with socket_pair() as pair:
                 current[:] = pair
+                begun += 1
                 if number % 2:
                     await waiter.run(trio.lowlevel.wait_readable, pair[0])
                 else:
@@ -324,8 +336,8 @@ def test_f32_the_host_closes_what_is_waited_for(ring: Backend, sleeps: Sleeps) -
 
     host = Host()
     host.start(ring, main)
-    for waiter in waiters:
-        until_asleep(host, sleeps)
+    for number, waiter in enumerate(waiters):
+        until_asleep(host, sleeps, lambda: begun == number + 1)  # noqa: B023
         assert not waiter.ended.is_set()
         a, b = current
         trio.lowlevel.notify_closing(a)
@@ -355,7 +367,7 @@ def test_f32_only_a_cancelled_wait_is_left_when_the_host_closes(ring: Backend, s
 
     host = Host()
     host.start(ring, main)
-    until_asleep(host, sleeps)
+    until_asleep(host, sleeps, lambda: current)
     scope.cancel()
     a, b = current
     trio.lowlevel.notify_closing(a)
@@ -401,11 +413,7 @@ def test_f32_callbacks_before_the_worker_falls_asleep(ring: Backend, monkeypatch
     host = Host()
     host.start(ring, main)
     # Past the first sleep, which answers at once.
-    deadline = time.monotonic() + PATIENCE
-    while not (current and host.worker_asleep() and manager().statistics().tasks_waiting_read == len(scopes) + 1):
-        assert time.monotonic() < deadline
-        with contextlib.suppress(Exception):
-            host.todo.get(timeout=0.001)()
+    until(host, lambda: host.worker_asleep() and manager().statistics().tasks_waiting_read == len(scopes) + 1)
     # One more tick, with the worker held back at its end.
     gate.set()
     trio._core._run.GLOBAL_RUN_CONTEXT.runner.force_guest_tick_asap()
@@ -474,39 +482,172 @@ def test_f27_the_host_wakes_a_guest_again_and_again(ring: Backend) -> None:
 @contextlib.contextmanager
 def reaped_and_not_processed(ring: Backend, wait: Callable[[int], Any]) -> Iterator[tuple[Host, Waiter, int, int]]:
     """A guest run whose completion of a wait on a pipe has been reaped, and whose next tick has not begun."""
-    waiter, go = Waiter(), trio.Event()
-    fds: list[int] = []
+    waiter, go, leave = Waiter(), trio.Event(), trio.Event()
 
     async def main() -> None:
-        with pipe() as (r, w):
-            fds[:] = [r, w]
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(waiter.run, wait, r)
-                await go.wait()
-                os.write(w, b"data")  # and nobody can run any more: the tick ends with get_events(0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(waiter.run, wait, r)
+            await go.wait()
+            os.write(w, b"data")  # and nobody can run any more: the tick ends with get_events(0)
+            await leave.wait()
 
-    host = Host()
-    host.start(ring, main)
-    while not (fds and fds[0] in manager().readers and host.worker_asleep()):
-        with contextlib.suppress(Exception):
-            host.todo.get(timeout=0.001)()
-    go.set()
-    state: list[Any] = []
-    while not state:
-        callback = host.todo.get(timeout=PATIENCE)
-        callback()
-        guest = getattr(callback, "__self__", None)
-        pending = getattr(guest, "unrolled_run_next_send", None)
-        if isinstance(pending, outcome.Value) and pending.value and not waiter.ended.is_set() and go.is_set():
-            completions = list(pending.value)
-            if any(manager().operations.get(u) is manager().readers.get(fds[0]) for u in completions[::3]):
-                state.append(completions)
-        elif not state and callback_is_delivery(callback):
-            continue
-    yield host, waiter, fds[0], fds[1]
-    host.finish()
+    with pipe() as (r, w):
+        host = Host()
+        host.start(ring, main)
+        until(host, lambda: host.worker_asleep() and r in manager().readers)
+        waiting = manager().readers[r]
+        go.set()
+        while not (completions := _in_hand(host)) or waiting.user_data not in completions:
+            host.step()
+        yield host, waiter, r, w
+        leave.set()
+        host.finish()
 
 
-def callback_is_delivery(callback: Callable[[], object]) -> bool:
-    """Whether a host callback brings the worker's answer."""
-    return getattr(callback, "__name__", "") == "in_main_thread"
+def _in_hand(host: Host) -> list[int]:
+    """The user_data of the completions that the next tick of the guest will process."""
+    callback = host.todo.get(timeout=PATIENCE)
+    host.todo.put(callback)  # the only one
+    guest = getattr(callback, "__self__", None)
+    send = getattr(guest, "unrolled_run_next_send", None)
+    return list(send.value[::3]) if isinstance(send, outcome.Value) and send.value else []
+
+
+async def read_data(fd: int) -> None:
+    """A direct read that has to get what the pipe was given."""
+    memory = uncleared(8)
+    assert await read(fd, memory, 8) == 4
+    assert memory[0:4] == b"data" or bytes(b"".join(memory[i] for i in range(4))) == b"data"
+
+
+def test_f32_nothing_happens_in_between(ring: Backend) -> None:
+    for wait in (trio.lowlevel.wait_readable, read_data):
+        with reaped_and_not_processed(ring, wait) as (_, waiter, _, _):
+            assert not waiter.ended.is_set()
+        assert waiter.ready
+
+
+def test_f32_a_poll_is_cancelled_in_between(ring: Backend) -> None:
+    with reaped_and_not_processed(ring, trio.lowlevel.wait_readable) as (_, waiter, _, _):
+        waiter.scope.cancel()
+    assert waiter.scope.cancelled_caught
+
+
+def test_f32_a_read_is_cancelled_in_between(ring: Backend) -> None:
+    """The bytes have moved, so they are delivered."""
+    with reaped_and_not_processed(ring, read_data) as (_, waiter, _, _):
+        waiter.scope.cancel()
+    assert waiter.ready
+    assert not waiter.scope.cancelled_caught
+
+
+@pytest.mark.parametrize("kind", ["poll", "read"])
+def test_f32_closed_in_between(ring: Backend, kind: str) -> None:
+    """And the number reused, by somebody who waits at once, and is not woken by what was meant for another file."""
+    with reaped_and_not_processed(ring, trio.lowlevel.wait_readable if kind == "poll" else read_data) as state:
+        host, waiter, r, _ = state
+        newcomer = Waiter()
+        a, b = socket.socketpair()
+        with a, b:
+            trio.lowlevel.notify_closing(r)
+            os.dup2(a.fileno(), r)
+            trio.lowlevel.spawn_system_task(newcomer.run, trio.lowlevel.wait_readable, r)
+            until(host, lambda: waiter.ended.is_set() and host.worker_asleep())
+            assert not newcomer.ended.is_set()
+            b.send(b"x")
+            until(host, newcomer.ended.is_set)
+            assert newcomer.ready
+            os.close(r)
+    if kind == "poll":
+        assert isinstance(waiter.error, trio.ClosedResourceError)
+    else:
+        assert waiter.ready  # the bytes had moved
+
+
+# ------------------------------------------------------------------ the end
+
+
+@pytest.mark.parametrize("collected", ["in its own thread", "in another thread"])
+def test_abandoned(ring: Backend, collected: str) -> None:
+    """The host forgets its guest, and the garbage collector finds it: Trio warns, and the descriptors are closed.
+
+    Where the owner thread is the collector's the ring drains. Where not, nobody may wait for the kernel, so memory that
+    it might still write to is kept for good.
+    """
+
+    class Memory:
+        """Something to look for. Not with a weak reference: the collector clears those first, and keeps the object."""
+
+    async def main() -> None:
+        keep = Memory()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.lowlevel.wait_readable, r)
+            nursery.start_soon(read, other, uncleared(1), 1, keep)
+            del keep
+            while True:
+                await trio.lowlevel.checkpoint()
+
+    def abandon() -> None:
+        host = Host()
+        host.start(ring, main)
+        for _ in range(5):
+            host.step()
+        if collected == "in its own thread":
+            del host
+            gc.collect()
+
+    complaints: list[Any] = []
+    with pipe() as (r, _), pipe() as (other, w), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.unraisablehook", complaints.append)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            gc.disable()
+            in_thread(abandon)
+            for _ in range(3):
+                gc.collect()
+            gc.enable()
+        complaints.clear()
+        assert "Trio guest run got abandoned" in "".join(str(t.message) for t in told)
+        alive = [o for o in gc.get_objects() if type(o) is Memory]
+        kept = [t for t in told if "their memory is kept" in str(t.message)]
+        if collected == "in its own thread":
+            assert not kept
+            assert not alive
+            os.write(w, b"x")
+            assert os.read(other, 10) == b"x"
+        else:
+            assert len(kept) == 1
+            assert len(alive) == 1
+
+
+def test_f35_no_descriptor_left_for_the_sleep() -> None:
+    """EMFILE when the worker is to fall asleep for the first time: the run goes on."""
+    done = in_child(
+        """
+        import os, queue, resource, trio, trio_uring
+
+        todo, result = queue.SimpleQueue(), []
+
+        async def main():
+            await trio.sleep(0.05)
+            for fd in taken:
+                os.close(fd)
+            await trio.sleep(0.05)
+            return "alive"
+
+        trio_uring.start_guest_run(
+            main, run_sync_soon_threadsafe=todo.put, done_callback=result.append, io_backend="uring"
+        )
+        taken = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+        try:
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            pass
+        while not result:
+            todo.get(timeout=60)()
+        print(result[0].unwrap())
+        """
+    )
+    assert done.stdout == "alive\n", done.stderr
