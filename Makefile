@@ -14,7 +14,7 @@ DEBIAN := gcc:gcc pkg-config:pkg-config liburing-dev:/usr/include/liburing.h str
 demo: $(VENV)/installed
 	@$(BIN)/pip install -q "hypercorn[trio]>=0.17" "starlette>=0.40"
 	@$(BIN)/python docs/demo/demo.py
-	@$(BIN)/python -m trio_uring doctor
+	@cd docs/demo && ../../$(BIN)/python -m trio_uring doctor
 
 test: $(VENV)/installed lint
 	$(BIN)/pytest

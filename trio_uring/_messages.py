@@ -261,7 +261,7 @@ def _address_of(memory: Any) -> int:
 
 def _free(manager: UringIOManager, kind: str) -> list[Any]:
     # They belong to the run, and go with it.
-    return manager.__dict__.setdefault(kind, [])  # type: ignore[no-any-return]
+    return manager.ring.__dict__.setdefault(kind, [])  # type: ignore[no-any-return]
 
 
 def _manager_for(sock: stdlib_socket.socket, sending: bool) -> UringIOManager | None:

@@ -58,7 +58,10 @@ def look(pid: int) -> bool:
     kinds: Counter[str] = Counter()
     entries = 0
     for name in os.listdir(f"/proc/{pid}/fd"):
-        target = os.readlink(f"/proc/{pid}/fd/{name}")
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:  # closed meanwhile
+            continue
         if target in ("anon_inode:[io_uring]", "anon_inode:[eventpoll]"):
             kinds[target] += 1
         if target == "anon_inode:[io_uring]":

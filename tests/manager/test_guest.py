@@ -607,6 +607,7 @@ def test_abandoned(ring: Backend, collected: str) -> None:
                 gc.collect()
             gc.enable()
         complaints.clear()
+        gc.collect()
         assert "Trio guest run got abandoned" in "".join(str(t.message) for t in told)
         alive = [o for o in gc.get_objects() if type(o) is Memory]
         kept = [t for t in told if "their memory is kept" in str(t.message)]

@@ -275,7 +275,7 @@ class Call:
         self.method = method
         holder: Any = world.streams if method in STREAM_METHODS else world.sockets
         self.function: Callable[..., Awaitable[Any]]
-        if method in ("wait_readable", "wait_writable"):
+        if method in LOWLEVEL:
             self.function = getattr(trio.lowlevel, method)
             self.args: list[Any] = [world.sockets[name]]
             return
@@ -312,6 +312,7 @@ class Call:
         return self.world.plain(result)
 
 
+LOWLEVEL = ("wait_readable", "wait_writable")
 STREAM_METHODS = ("send_all", "receive_some", "send_eof", "wait_send_all_might_not_block", "aclose")
 
 
@@ -430,6 +431,8 @@ class Program:
         kind, *rest = step
         try:
             if kind == "call":
+                if rest[1] in LOWLEVEL and world.sockets[rest[0]].fileno() < 0:
+                    return  # Trio leaves the number -1 marked as waited for
                 nursery.start_soon(self.call, number, *rest)
             elif kind == "transfer":
                 await self.transfer(nursery, number, *rest)
