@@ -114,6 +114,7 @@ class UringIOManager:
         "receives",
         "ring",
         "sends",
+        "speculate",
         "writers",
     )
 
@@ -132,6 +133,7 @@ class UringIOManager:
         self._buffers: BufferRing | None = None
         # Operations ready for use again.
         self.receives: list[Any] = []
+        self.speculate = backend.speculate
         self.sends: list[Any] = []
         self.last_user_data = FIRST_USER_DATA
 

@@ -37,6 +37,19 @@ def _entries(default: int | None, least: int, most: int) -> Any:
     return attrs.field(default=default, validator=check, metadata={"parse": int, "values": values})
 
 
+def _flag(default: bool) -> Any:
+    """An option that is on or off; in text 0 or 1."""
+
+    def check(_instance: object, attribute: attrs.Attribute[bool], value: object) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"{attribute.name} must be True or False, not {value!r}")
+
+    def parse(text: str) -> bool:
+        return {"0": False, "1": True}[text]
+
+    return attrs.field(default=default, validator=check, metadata={"parse": parse, "values": "0 or 1"})
+
+
 @attrs.frozen(kw_only=True)
 class UringBackend:
     """A configured ring: `trio.run(main, io_backend=UringBackend(sq_entries=1024))`.
@@ -46,14 +59,18 @@ class UringBackend:
         (io_uring_setup(2)).
       cq_entries: completion queue entries, `sq_entries` to 65536, rounded up likewise; None for eight times
         `sq_entries`, at most 65536.
+      speculate: whether socket.recv and send try the system call on the calling core first, and queue an entry only where
+        it would block. Off, every operation goes through the ring, which is the faster (docs/benchmarks.md).
 
     Raises:
-      TypeError: an option that is not an int.
+      TypeError: an option of the wrong type.
       ValueError: an option out of its range.
     """
 
     sq_entries: int = _entries(512, 2, _MOST_SQ_ENTRIES)
     cq_entries: int | None = _entries(None, 2, _MOST_CQ_ENTRIES)
+
+    speculate: bool = _flag(False)
 
     def __attrs_post_init__(self) -> None:
         if self.cq_entries is not None and self.cq_entries < self.sq_entries:
@@ -79,7 +96,7 @@ class UringBackend:
                 raise ValueError(f"{name} is given twice")
             try:
                 given[name] = fields[name].metadata["parse"](value)
-            except ValueError:
+            except (ValueError, KeyError):
                 raise ValueError(f"bad value in {item!r}; the options are {good}") from None
         return cls(**given)
 

@@ -403,6 +403,7 @@ USED: Final = {
     "trio._core._run.Runner": ("instruments", "io_manager", "ki_pending", "runq"),
     "trio._core._traps.WaitTaskRescheduled": ("abort_func",),
     "trio._util.ConflictDetector": ("_held",),
+    "trio._socket._try_sync": ("__aenter__", "__aexit__"),
     "trio._socket._SocketType": ("_did_shutdown_SHUT_WR", "_resolve_address_nocp", "_sock"),
     "trio._highlevel_socket.SocketStream": ("_send_conflict_detector",),
 }

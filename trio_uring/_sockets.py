@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import trio
 from trio._highlevel_socket import _translate_socket_errors_to_stream_errors
-from trio._socket import _SocketType
+from trio._socket import _SocketType, _try_sync
 from trio.lowlevel import Task
 
 from . import _sockaddr
@@ -148,8 +148,10 @@ class Accept(Operation):
             os.close(result)
 
 
-def begin_receive(sock: stdlib_socket.socket, most: int) -> Receive | None:
+def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = False) -> Receive | None:
     """Queue a receive of at most `most` bytes; None where Trio's own method is to decide what happens.
+
+    And where the run speculates (`UringBackend.speculate`) and that attempt has not been made yet.
 
     With `begin_send` this is where a busy server spends its time, so the steps of `Operation.asleep` stand here in a row.
     """
@@ -159,6 +161,8 @@ def begin_receive(sock: stdlib_socket.socket, most: int) -> Receive | None:
         manager = runner.io_manager
         readers = manager.readers  # no other manager has that
         if task._cancel_status.effectively_cancelled or runner.ki_pending or not 0 < most <= BUFFER_SIZE:
+            return None
+        if manager.speculate and not speculated:
             return None
     except (AttributeError, TypeError):
         return None
@@ -194,14 +198,18 @@ async def _receive_unpooled(manager: UringIOManager, sock: stdlib_socket.socket,
     return ffi.unpack(memory, received)  # type: ignore[no-any-return]
 
 
-def begin_send(sock: stdlib_socket.socket, data: Any, start: int, msg_flags: int) -> Send | None:
-    """Queue a send of data[start:], counted in bytes; None where Trio's own method is to decide what happens."""
+def begin_send(
+    sock: stdlib_socket.socket, data: Any, start: int, msg_flags: int, speculated: bool = False
+) -> Send | None:
+    """Queue a send of data[start:], counted in bytes; None as in `begin_receive`."""
     try:
         task = GLOBAL_RUN_CONTEXT.task
         runner = task._runner
         manager = runner.io_manager
         writers = manager.writers  # no other manager has that
         if task._cancel_status.effectively_cancelled or runner.ki_pending:
+            return None
+        if manager.speculate and not speculated:
             return None
     except AttributeError:
         return None
@@ -247,6 +255,15 @@ def recv(original: AsyncMethod) -> AsyncMethod:
     async def recv(self: _SocketType, *args: Any, **kwargs: Any) -> bytes:
         if len(args) == 1 and not kwargs:
             receive = begin_receive(self._sock, args[0])
+            if receive is None:
+                manager = ring_manager()
+                if manager is not None and type(args[0]) is int and 0 < args[0] <= MOST:
+                    if manager.speculate:
+                        async with _try_sync():
+                            return self._sock.recv(args[0])
+                        receive = begin_receive(self._sock, args[0], speculated=True)
+                    if receive is None and args[0] > BUFFER_SIZE:
+                        return await _receive_unpooled(manager, self._sock, args[0])
             if receive is not None:
                 try:
                     await receive.trap
@@ -259,9 +276,6 @@ def recv(original: AsyncMethod) -> AsyncMethod:
                 if receive.raise_cancel is None:
                     receive.manager.receives.append(receive)
                 return data
-            manager = ring_manager()
-            if manager is not None and args[0].__class__ is int and BUFFER_SIZE < args[0] <= MOST:
-                return await _receive_unpooled(manager, self._sock, args[0])
         return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
 
     return recv
@@ -313,7 +327,11 @@ def send(original: AsyncMethod) -> AsyncMethod:
     @_replaces(original)
     async def send(self: _SocketType, *args: Any, **kwargs: Any) -> int:
         if len(args) == 1 and not kwargs:
-            while (operation := begin_send(self._sock, args[0], 0, 0)) is not None:
+            manager = ring_manager()
+            if manager is not None and manager.speculate:
+                async with _try_sync():
+                    return self._sock.send(args[0])
+            while (operation := begin_send(self._sock, args[0], 0, 0, speculated=True)) is not None:
                 try:
                     await operation.trap
                 except BaseException:

@@ -385,13 +385,14 @@ def test_f32_callbacks_before_the_worker_falls_asleep(ring: Backend, monkeypatch
 
     def held_back(function: Callable[[], Any], deliver: Callable[..., object], name: str | None = None) -> None:
         def when_released() -> Any:
-            if gate.is_set():
-                assert released.wait(PATIENCE)
+            assert released.wait(PATIENCE)
             return function()
 
         if gate.is_set():
             held.append(function)
-        start_thread_soon(when_released, deliver)
+            start_thread_soon(when_released, deliver)
+        else:
+            start_thread_soon(function, deliver)
 
     monkeypatch.setattr(trio._core._run, "start_thread_soon", held_back)
     scopes = [trio.CancelScope() for _ in range(8)]
