@@ -107,6 +107,8 @@ class UringIOManager:
     __slots__ = (
         "_buffers",
         "between",
+        "free_received",
+        "free_sent",
         "last_user_data",
         "leaving",
         "operations",
@@ -133,6 +135,8 @@ class UringIOManager:
         self._buffers: BufferRing | None = None
         # Operations ready for use again.
         self.receives: list[Any] = []
+        self.free_received: list[Any] = []
+        self.free_sent: list[Any] = []
         self.speculate = backend.speculate
         self.sends: list[Any] = []
         self.last_user_data = FIRST_USER_DATA

@@ -11,8 +11,8 @@ A message takes one block of memory, its operation's own until the completion: t
 
 Data goes straight between the kernel and the caller's buffers, pinned through the buffer protocol until the
 completion. Where bytes are to be made of it, it goes through a provided buffer, so that a task waiting for a
-datagram holds no memory for it. Operations with one buffer and no control messages are used again, with
-their blocks.
+datagram holds no memory for it. The operations of recvfrom and sendto, and of recvmsg without control
+messages, are used again, with their blocks.
 
 Descriptors that come with a message (SCM_RIGHTS) are this process's own from the moment that the kernel
 writes the control messages, so an operation whose message nobody takes closes them (F9). They are
@@ -21,9 +21,9 @@ inheritable, as CPython leaves them too where MSG_CMSG_CLOEXEC is not asked for.
 
 from __future__ import annotations
 
-import _socket
 import array
 import errno
+import functools
 import os
 import socket as stdlib_socket
 import struct
@@ -32,15 +32,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 import trio
-from trio._core._run import GLOBAL_RUN_CONTEXT
 from trio._socket import _SocketType
 from trio.lowlevel import Task
 
 from . import _sockaddr
 from ._manager import BUFFER_GROUP, BUFFER_SIZE, UringIOManager
-from ._operation import Operation
+from ._operation import GLOBAL_RUN_CONTEXT, Operation
 from ._ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, IOSQE_BUFFER_SELECT, OP_RECVMSG, OP_SENDMSG, ffi, lib
-from ._sockets import _FAMILIES, MOST, AsyncMethod, _replaces, _uncleared, ring_manager
+from ._sockets import FAMILIES, MOST, AsyncMethod, family_of, once, replaces, ring_manager, uncleared
 
 # The kernel's struct user_msghdr (name, its length, iovecs, their number, control, its length, flags), struct
 # iovec and struct cmsghdr, in the machine's own sizes and alignment.
@@ -49,6 +48,9 @@ _IOVEC: Final = struct.Struct("@PN")
 _CMSG: Final = struct.Struct("@Nii")
 _CMSG_LEN: Final = stdlib_socket.CMSG_LEN(0)
 
+_INT: Final = struct.Struct("@I")
+
+_NAME_LENGTH_AT: Final = struct.calcsize("@P")
 _NAME_AT: Final = _HEADER.size
 _CONTROL_AT: Final = _NAME_AT + _sockaddr.SIZE
 
@@ -59,9 +61,11 @@ _INTS: Final = range(-(1 << 31), 1 << 31)
 AncillaryData = list[tuple[int, int, bytes]]
 MessageT = TypeVar("MessageT", bound="Message")
 
+# Who has written once, or has been written to, will be again.
+_decode: Final = functools.lru_cache(1024)(_sockaddr.decode)
+_encode_two: Final = functools.lru_cache(1024)(lambda family, host, port: _sockaddr.encode(family, (host, port)))
+
 # The plain numbers: those of socket.socket make an enum of them at every call.
-_family_of: Final[Callable[[stdlib_socket.socket], int]] = _socket.socket.family.__get__
-_type_of: Final[Callable[[stdlib_socket.socket], int]] = _socket.socket.type.__get__
 
 tu_queue = lib.tu_queue
 
@@ -78,7 +82,7 @@ class Message(Operation):
       free: where it goes after it ended well, to be used again; None where it is not.
     """
 
-    __slots__ = ("block", "block_at", "control", "free", "iovecs_at", "view")
+    __slots__ = ("block", "block_at", "control", "free", "iovecs_at", "name", "ring", "view")
 
     def __init__(
         self,
@@ -91,29 +95,21 @@ class Message(Operation):
         super().__init__(manager, -1, None, waiters)
         self.control = control
         self.free = free
+        self.name = 0
+        self.ring = manager.ring._r
         self.iovecs_at = _CONTROL_AT + (stdlib_socket.CMSG_SPACE(control) if control else 0)
-        self.block = _uncleared("char[]", self.iovecs_at + buffers * _IOVEC.size)
+        self.block = uncleared("char[]", self.iovecs_at + buffers * _IOVEC.size)
         self.block_at = _address_of(self.block)
         self.view = ffi.buffer(self.block)
         self.user_data = manager.next_user_data()
         manager.operations[self.user_data] = self
 
-    def queue(
-        self,
-        opcode: int,
-        fd: int,
-        name: int,
-        buffers: Iterable[tuple[int, int]],
-        flags: int = 0,
-        msg_flags: int = 0,
-    ) -> None:
-        """Fill in the header and the iovecs, and queue the entry; whoever calls this awaits `trap` next.
+    def describe(self, name: int, buffers: Iterable[tuple[int, int]]) -> None:
+        """Fill in the header and the iovecs.
 
         Args:
           name: size of the address in bytes, 0 for none.
           buffers: address and size of each.
-          flags: IOSQE flags.
-          msg_flags: flags of sendmsg(2) and recvmsg(2).
         """
         view = self.view
         block_at = self.block_at
@@ -133,8 +129,17 @@ class Message(Operation):
             control,
             0,
         )
+        self.name = name
+
+    def queue(self, opcode: int, fd: int, flags: int = 0, msg_flags: int = 0) -> None:
+        """Queue the entry; whoever calls this awaits `trap` next.
+
+        Args:
+          flags: IOSQE flags.
+          msg_flags: flags of sendmsg(2) and recvmsg(2).
+        """
         group = BUFFER_GROUP if flags & IOSQE_BUFFER_SELECT else 0
-        rc = tu_queue(self.manager.ring._r, opcode, fd, self.block, 1, 0, msg_flags, self.user_data, flags, 0, group, 0)
+        rc = tu_queue(self.ring, opcode, fd, self.block, 1, 0, msg_flags, self.user_data, flags, 0, group, 0)
         if rc:
             self.keep = None
             del self.manager.operations[self.user_data]
@@ -168,11 +173,12 @@ class Received(Message):
 
     Attributes:
       own: memory for the data, where it is the operation's own; a provided buffer or the caller's where None.
-      pooled: whether it asks for a provided buffer.
+      pooled: whether it asks for a provided buffer; `provided` is the memory of all of these.
+      most: the size of the data that the block is filled in for, where it is for a provided buffer.
       data: what came, as bytes, unless it went to the caller's memory.
     """
 
-    __slots__ = ("data", "own", "pooled")
+    __slots__ = ("data", "most", "own", "pooled", "provided")
 
     def __init__(
         self,
@@ -186,13 +192,16 @@ class Received(Message):
         super().__init__(manager, manager.readers, control, buffers, free)
         self.own = own
         self.pooled = pooled
+        # Made here, before the first entry that asks for one; without them the kernel answers ENOBUFS.
+        self.provided: Any = manager.buffers.memory if pooled and manager.buffers else b""
+        self.most = 0
         self.data = b""
 
     def complete(self, result: int, flags: int) -> Task | None:
         """The completion has been reaped: copy the data out, before a provided buffer goes back."""
         if flags & CQE_F_BUFFER:
             start = (flags >> CQE_BUFFER_SHIFT) * BUFFER_SIZE
-            self.data = self.manager.buffers.memory[start : start + max(result, 0)]  # type: ignore[union-attr]
+            self.data = self.provided[start : start + max(result, 0)]
         elif result >= 0:
             self.data = b"" if self.own is None else ffi.unpack(self.own, result)
         self.own = None
@@ -220,8 +229,8 @@ class Received(Message):
 
     def address(self) -> Any:
         """Whose message it is, as CPython has it."""
-        length = _HEADER.unpack_from(self.view)[1]
-        return _sockaddr.decode(self.view[_NAME_AT : _NAME_AT + min(length, _sockaddr.SIZE)])
+        (length,) = _INT.unpack_from(self.view, _NAME_LENGTH_AT)
+        return _decode(self.view[_NAME_AT : _NAME_AT + min(length, _sockaddr.SIZE)])
 
     def ancillary(self) -> AncillaryData:
         """The control messages: level, type, data. The last may be cut short (MSG_CTRUNC)."""
@@ -259,11 +268,6 @@ def _address_of(memory: Any) -> int:
     return int(ffi.cast("uintptr_t", memory))
 
 
-def _free(manager: UringIOManager, kind: str) -> list[Any]:
-    # They belong to the run, and go with it.
-    return manager.ring.__dict__.setdefault(kind, [])  # type: ignore[no-any-return]
-
-
 def _manager_for(sock: stdlib_socket.socket, sending: bool) -> UringIOManager | None:
     """The manager to queue an operation with now; None where Trio's own method is to decide."""
     try:
@@ -276,16 +280,15 @@ def _manager_for(sock: stdlib_socket.socket, sending: bool) -> UringIOManager | 
         manager.__class__ is not UringIOManager
         or task._cancel_status.effectively_cancelled
         or runner.ki_pending
-        or _family_of(sock) not in _FAMILIES
+        or family_of(sock) not in FAMILIES
     ):
         return None
     fd = sock.fileno()
     return None if fd < 0 or fd in (manager.writers if sending else manager.readers) else manager
 
 
-async def _performed(begin: Callable[..., MessageT | None], *arguments: Any) -> MessageT | None:
+async def _performed(begin: Callable[..., MessageT | None], *arguments: Any, again: bool = False) -> MessageT | None:
     """Have `begin` queue an operation, again after an interruption, until one succeeds; None where it queues none."""
-    again = False
     while (operation := begin(again, *arguments)) is not None:
         try:
             await operation.trap
@@ -308,17 +311,22 @@ def _begin_receive(again: bool, sock: stdlib_socket.socket, most: int, control: 
     if most.__class__ is not int or not 0 < most <= MOST or (manager := _manager_for(sock, False)) is None:
         return None
     if again or most > BUFFER_SIZE:
-        own = _uncleared("char[]", most)
+        own = uncleared("char[]", most)
         operation = Received(manager, control, 1, own)
-        operation.queue(OP_RECVMSG, sock.fileno(), _sockaddr.SIZE, ((_address_of(own), most),))
+        operation.describe(_sockaddr.SIZE, ((_address_of(own), most),))
+        operation.queue(OP_RECVMSG, sock.fileno())
         return operation
-    manager.buffers  # noqa: B018  made before the first entry that asks for one
     if control:
         operation = Received(manager, control, 1, pooled=True)
     else:
-        free = _free(manager, "free_received")
+        free = manager.free_received
         operation = free.pop() if free else Received(manager, 0, 1, pooled=True, free=free)
-    operation.queue(OP_RECVMSG, sock.fileno(), _sockaddr.SIZE, ((0, most),), IOSQE_BUFFER_SELECT)
+    if operation.most == most:
+        _INT.pack_into(operation.view, _NAME_LENGTH_AT, _sockaddr.SIZE)  # the kernel has written the address's there
+    else:
+        operation.describe(_sockaddr.SIZE, ((0, most),))
+        operation.most = most
+    operation.queue(OP_RECVMSG, sock.fileno(), IOSQE_BUFFER_SELECT)
     return operation
 
 
@@ -341,24 +349,20 @@ def _begin_receive_into(
         return None
     operation = Received(manager, control, len(pinned))
     operation.keep = pinned
-    operation.queue(OP_RECVMSG, sock.fileno(), _sockaddr.SIZE, zip(map(_address_of, pinned), sizes, strict=True))
+    operation.describe(_sockaddr.SIZE, zip(map(_address_of, pinned), sizes, strict=True))
+    operation.queue(OP_RECVMSG, sock.fileno())
     return operation
 
 
 def _begin_send(
     _again: bool,
     sock: stdlib_socket.socket,
-    event: str,
     buffers: list[Any] | tuple[Any, ...],
     control: bytes,
     address: Any,
     name: bytes,
 ) -> Message | None:
-    """Send a message to `name`, the address as the kernel has it; to the socket's peer where that is empty.
-
-    Args:
-      event: CPython's audit event for it, raised with `address`.
-    """
+    """Send a message to `name`, which is `address` as the kernel has it; to the socket's peer where that is empty."""
     if not 0 < len(buffers) <= _MOST_IOVECS or (manager := _manager_for(sock, True)) is None:
         return None
     try:
@@ -368,31 +372,40 @@ def _begin_send(
     sizes = [len(memory) for memory in pinned]
     if not 0 < sum(sizes) <= MOST:
         return None
-    sys.audit(event, sock, address)
-    if control or len(pinned) > 1:
-        operation = Message(manager, manager.writers, len(control), len(pinned), None)
-    else:
-        free = _free(manager, "free_sent")
-        operation = free.pop() if free else Message(manager, manager.writers, 0, 1, free)
+    sys.audit("socket.sendmsg", sock, address)
+    operation = Message(manager, manager.writers, len(control), len(pinned), None)
     operation.keep = pinned
-    if name:
-        operation.view[_NAME_AT : _NAME_AT + len(name)] = name
-    if control:
-        operation.view[_CONTROL_AT : _CONTROL_AT + len(control)] = control
-    each = zip(map(_address_of, pinned), sizes, strict=True)
-    operation.queue(OP_SENDMSG, sock.fileno(), len(name), each, msg_flags=_once(sock))
+    operation.view[_NAME_AT : _NAME_AT + len(name)] = name
+    operation.view[_CONTROL_AT : _CONTROL_AT + len(control)] = control
+    operation.describe(len(name), zip(map(_address_of, pinned), sizes, strict=True))
+    operation.queue(OP_SENDMSG, sock.fileno(), msg_flags=once(sock))
     return operation
 
 
-def _once(sock: stdlib_socket.socket) -> int:
-    """MSG_DONTWAIT where the kernel must not try again by itself, but answer EAGAIN, which `failed` waits out.
-
-    A UNIX socket with messages copies the data before it finds its receiver's queue full. The kernel's second attempt
-    then goes on after that data, and sends a message of no bytes (measured on 6.18).
-    """
-    if _family_of(sock) == stdlib_socket.AF_UNIX and _type_of(sock) != stdlib_socket.SOCK_STREAM:
-        return stdlib_socket.MSG_DONTWAIT
-    return 0
+def _begin_send_one(_again: bool, sock: stdlib_socket.socket, data: Any, address: Any, name: bytes) -> Message | None:
+    """The same for one buffer and a name, and no control messages."""
+    manager = _manager_for(sock, True)
+    if manager is None:
+        return None
+    try:
+        pinned = ffi.from_buffer(data)
+    except (TypeError, BufferError, ValueError):
+        return None
+    size = len(pinned)
+    if not 0 < size <= MOST:
+        return None
+    sys.audit("socket.sendto", sock, address)
+    free = manager.free_sent
+    operation = free.pop() if free else Message(manager, manager.writers, 0, 1, free)
+    operation.keep = pinned
+    length = len(name)
+    operation.view[_NAME_AT : _NAME_AT + length] = name
+    if operation.name == length:
+        _IOVEC.pack_into(operation.view, _CONTROL_AT, _address_of(pinned), size)
+    else:
+        operation.describe(length, ((_address_of(pinned), size),))
+    operation.queue(OP_SENDMSG, sock.fileno(), msg_flags=once(sock))
+    return operation
 
 
 # ------------------------------------------------------------------ arguments
@@ -439,15 +452,23 @@ def _control_messages(ancillary: list[Any] | tuple[Any, ...]) -> bytes | None:
     return control
 
 
-async def _name(sock: _SocketType, address: Any) -> tuple[Any, bytes | None]:
-    """The resolved address, and what the kernel has for it; None where CPython is to decide."""
-    family = _family_of(sock._sock)
-    if family != stdlib_socket.AF_UNIX:
-        name = _sockaddr.encode(family, address)
-        if name is not None:  # numeric: nothing to resolve
-            return address, name
-    address = await sock._resolve_address_nocp(address, local=False)
-    return address, _sockaddr.encode(family, address)
+def _numeric(sock: stdlib_socket.socket, address: Any) -> bytes | None:
+    """The address as the kernel has it, if there is nothing in it to resolve; None otherwise."""
+    family = family_of(sock)
+    if family == stdlib_socket.AF_UNIX:
+        return None
+    if type(address) is tuple and len(address) == 2 and type(address[0]) is str and type(address[1]) is int:
+        return _encode_two(family, *address)
+    return _sockaddr.encode(family, address)
+
+
+async def _resolved(sock: _SocketType, address: Any) -> tuple[Any, bytes | None]:
+    """The address resolved, and the same as the kernel has it; None where CPython is to decide."""
+    name = _numeric(sock._sock, address)
+    if name is None:
+        address = await sock._resolve_address_nocp(address, local=False)
+        name = _sockaddr.encode(family_of(sock._sock), address)
+    return address, name
 
 
 # ------------------------------------------------------------------ trio.socket
@@ -456,10 +477,20 @@ async def _name(sock: _SocketType, address: Any) -> tuple[Any, bytes | None]:
 def recvfrom(original: AsyncMethod) -> AsyncMethod:
     """_SocketType.recvfrom."""
 
-    @_replaces(original)
+    @replaces(original)
     async def recvfrom(self: _SocketType, *args: Any, **kwargs: Any) -> tuple[bytes, Any]:
         if not kwargs and (len(args) == 1 or (len(args) == 2 and _plain(args[1]))):
-            operation = await _performed(_begin_receive, self._sock, args[0], 0)
+            operation = _begin_receive(False, self._sock, args[0], 0)
+            if operation is not None:
+                # _performed, flattened.
+                try:
+                    await operation.trap
+                except BaseException:
+                    operation.torn_down()
+                    raise
+                if operation.result < 0:
+                    await operation.failed()
+                    operation = await _performed(_begin_receive, self._sock, args[0], 0, again=True)
             if operation is not None:
                 received = operation.data, operation.address()
                 operation.rest()
@@ -475,7 +506,7 @@ def recvfrom_into(original: AsyncMethod) -> AsyncMethod:
     def arguments(buffer: Any, nbytes: Any = 0, flags: Any = 0) -> tuple[Any, int] | None:
         return (buffer, nbytes) if nbytes.__class__ is int and _plain(flags) else None
 
-    @_replaces(original)
+    @replaces(original)
     async def recvfrom_into(self: _SocketType, *args: Any, **kwargs: Any) -> tuple[int, Any]:
         try:
             wanted = arguments(*args, **kwargs)
@@ -501,7 +532,7 @@ def _wants_control(size: Any = 0, flags: Any = 0, *extra: Any) -> int | None:
 def recvmsg(original: AsyncMethod) -> AsyncMethod:
     """_SocketType.recvmsg."""
 
-    @_replaces(original)
+    @replaces(original)
     async def recvmsg(self: _SocketType, *args: Any, **kwargs: Any) -> tuple[bytes, AncillaryData, int, Any]:
         if args and not kwargs and (control := _wants_control(*args[1:])) is not None:
             operation = await _performed(_begin_receive, self._sock, args[0], control)
@@ -517,7 +548,7 @@ def recvmsg(original: AsyncMethod) -> AsyncMethod:
 def recvmsg_into(original: AsyncMethod) -> AsyncMethod:
     """_SocketType.recvmsg_into."""
 
-    @_replaces(original)
+    @replaces(original)
     async def recvmsg_into(self: _SocketType, *args: Any, **kwargs: Any) -> tuple[int, AncillaryData, int, Any]:
         if args and not kwargs and (control := _wants_control(*args[1:])) is not None:
             if ring_manager() is None:
@@ -536,12 +567,25 @@ def recvmsg_into(original: AsyncMethod) -> AsyncMethod:
 def sendto(original: AsyncMethod) -> AsyncMethod:
     """_SocketType.sendto."""
 
-    @_replaces(original)
+    @replaces(original)
     async def sendto(self: _SocketType, *args: Any) -> int:
         if (len(args) == 2 or (len(args) == 3 and _plain(args[1]))) and ring_manager() is not None:
-            address, name = await _name(self, args[-1])
+            address = args[-1]
+            name = _numeric(self._sock, address)
+            if name is None:
+                address, name = await _resolved(self, address)
             if name is not None:
-                operation = await _performed(_begin_send, self._sock, "socket.sendto", args[:1], b"", address, name)
+                operation = _begin_send_one(False, self._sock, args[0], address, name)
+                if operation is not None:
+                    # _performed, flattened.
+                    try:
+                        await operation.trap
+                    except BaseException:
+                        operation.torn_down()
+                        raise
+                    if operation.result < 0:
+                        await operation.failed()
+                        operation = await _performed(_begin_send_one, self._sock, args[0], address, name)
                 if operation is not None:
                     operation.rest()
                     return operation.result
@@ -553,20 +597,19 @@ def sendto(original: AsyncMethod) -> AsyncMethod:
 def sendmsg(original: AsyncMethod) -> AsyncMethod:
     """_SocketType.sendmsg."""
 
-    @_replaces(original)
+    @replaces(original)
     async def sendmsg(self: _SocketType, *args: Any, **kwargs: Any) -> int:
         if kwargs or not 1 <= len(args) <= 4 or ring_manager() is None:
             return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
         given = (*args, *((), 0, None)[len(args) - 1 :])
-        address, name = await _name(self, given[3]) if given[3] is not None else (None, b"")
+        address, name = await _resolved(self, given[3]) if given[3] is not None else (None, b"")
         buffers = await _listed(given[0])
         ancillary = await _listed(given[1]) if buffers is not None else None
         if buffers is not None and ancillary is not None:
             control = _control_messages(ancillary)
             if name is not None and control is not None and _plain(given[2]):
-                operation = await _performed(_begin_send, self._sock, "socket.sendmsg", buffers, control, address, name)
+                operation = await _performed(_begin_send, self._sock, buffers, control, address, name)
                 if operation is not None:
-                    operation.rest()
                     return operation.result
             args = (buffers, ancillary, *given[2:])
         return await original(self, *args)  # type: ignore[no-any-return]

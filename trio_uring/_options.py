@@ -69,7 +69,6 @@ class UringBackend:
 
     sq_entries: int = _entries(512, 2, _MOST_SQ_ENTRIES)
     cq_entries: int | None = _entries(None, 2, _MOST_CQ_ENTRIES)
-
     speculate: bool = _flag(False)
 
     def __attrs_post_init__(self) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 from .__main__ import USAGE
 
@@ -48,7 +48,6 @@ def main(argv: Sequence[str]) -> int:
         print(_NO_HOOK.format(executable=sys.executable), end="", file=sys.stderr)
         return 1
     _become([*_interpreter_flags(), *target])
-    return 0
 
 
 def _parse(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
@@ -74,5 +73,5 @@ def _interpreter_flags() -> list[str]:
     return flags if letters == "-" else [*flags, letters]
 
 
-def _become(arguments: Sequence[str]) -> None:
+def _become(arguments: Sequence[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, *arguments])

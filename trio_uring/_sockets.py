@@ -20,10 +20,12 @@ resizes a bytearray meanwhile gets BufferError.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import functools
 import os
 import socket as stdlib_socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -44,7 +46,7 @@ tu_recv = lib.tu_recv
 tu_send = lib.tu_send
 
 # Memory for a receive: not cleared first, since only what the kernel wrote is read.
-_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
+uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 AsyncMethod = Callable[..., Awaitable[Any]]
 
@@ -58,7 +60,7 @@ def ring_manager() -> UringIOManager | None:
     return manager if manager.__class__ is UringIOManager else None
 
 
-def _replaces(original: AsyncMethod) -> Callable[[AsyncMethod], AsyncMethod]:
+def replaces(original: AsyncMethod) -> Callable[[AsyncMethod], AsyncMethod]:
     """The replacement looks like the original and is protected from KeyboardInterrupt (invariant 10)."""
 
     def finish(replacement: AsyncMethod) -> AsyncMethod:
@@ -148,6 +150,21 @@ class Accept(Operation):
             os.close(result)
 
 
+family_of: Final[Callable[[stdlib_socket.socket], int]] = _socket.socket.family.__get__
+type_of: Final[Callable[[stdlib_socket.socket], int]] = _socket.socket.type.__get__
+
+
+def once(sock: stdlib_socket.socket) -> int:
+    """MSG_DONTWAIT where the kernel must not try again by itself, but answer EAGAIN, which `failed` waits out.
+
+    A UNIX socket with messages copies the data before it finds its receiver's queue full. The kernel's second attempt
+    then goes on after that data, and sends a message of no bytes (measured on 6.18).
+    """
+    if family_of(sock) == stdlib_socket.AF_UNIX and type_of(sock) != stdlib_socket.SOCK_STREAM:
+        return stdlib_socket.MSG_DONTWAIT
+    return 0
+
+
 def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = False) -> Receive | None:
     """Queue a receive of at most `most` bytes; None where Trio's own method is to decide what happens.
 
@@ -188,12 +205,14 @@ async def _received_nothing(receive: Receive, sock: stdlib_socket.socket, most: 
         return b""
     if receive.result != -errno.ENOBUFS:
         await receive.failed()
+    elif receive.raise_cancel is not None:
+        receive.raise_cancel()
     return await _receive_unpooled(receive.manager, sock, most)
 
 
 async def _receive_unpooled(manager: UringIOManager, sock: stdlib_socket.socket, most: int) -> bytes:
     """Receive into a buffer of the operation's own: larger than a provided one, or none was free."""
-    memory = _uncleared("char[]", most)
+    memory = uncleared("char[]", most)
     received = await Operation(manager, sock.fileno(), memory, manager.readers).perform(OP_RECV, memory, most)
     return ffi.unpack(memory, received)  # type: ignore[no-any-return]
 
@@ -251,7 +270,7 @@ def begin_send(
 def recv(original: AsyncMethod) -> AsyncMethod:
     """_SocketType.recv."""
 
-    @_replaces(original)
+    @replaces(original)
     async def recv(self: _SocketType, *args: Any, **kwargs: Any) -> bytes:
         if len(args) == 1 and not kwargs:
             receive = begin_receive(self._sock, args[0])
@@ -284,7 +303,7 @@ def recv(original: AsyncMethod) -> AsyncMethod:
 def recv_into(original: AsyncMethod) -> AsyncMethod:
     """_SocketType.recv_into."""
 
-    @_replaces(original)
+    @replaces(original)
     async def recv_into(self: _SocketType, /, *args: Any, **kwargs: Any) -> int:
         manager = ring_manager()
         if manager is not None and self._sock.fileno() >= 0:
@@ -324,14 +343,14 @@ def _writable(buffer: Any) -> Any:
 def send(original: AsyncMethod) -> AsyncMethod:
     """_SocketType.send."""
 
-    @_replaces(original)
+    @replaces(original)
     async def send(self: _SocketType, *args: Any, **kwargs: Any) -> int:
         if len(args) == 1 and not kwargs:
             manager = ring_manager()
             if manager is not None and manager.speculate:
                 async with _try_sync():
                     return self._sock.send(args[0])
-            while (operation := begin_send(self._sock, args[0], 0, 0, speculated=True)) is not None:
+            while (operation := begin_send(self._sock, args[0], 0, once(self._sock), speculated=True)) is not None:
                 try:
                     await operation.trap
                 except BaseException:
@@ -355,7 +374,7 @@ def accept(original: AsyncMethod) -> AsyncMethod:
     lost to whoever uses the descriptor next (docs/differences.md).
     """
 
-    @_replaces(original)
+    @replaces(original)
     async def accept(self: _SocketType) -> tuple[_SocketType, Any]:
         manager = ring_manager()
         sock = self._sock
@@ -381,7 +400,7 @@ def accept(original: AsyncMethod) -> AsyncMethod:
 def connect(original: AsyncMethod) -> AsyncMethod:
     """_SocketType.connect."""
 
-    @_replaces(original)
+    @replaces(original)
     async def connect(self: _SocketType, address: Any) -> None:
         manager = ring_manager()
         sock = self._sock
@@ -392,6 +411,7 @@ def connect(original: AsyncMethod) -> AsyncMethod:
             encoded = _sockaddr.encode(sock.family, address)
             if encoded is None or sock.fileno() < 0:
                 return await original(self, address)  # type: ignore[no-any-return]
+            sys.audit("socket.connect", sock, address)
             where = ffi.from_buffer(encoded)
             operation = Operation(manager, sock.fileno(), where, manager.writers)
             await operation.perform(OP_CONNECT, where, 0, offset=len(encoded))
@@ -413,12 +433,12 @@ _LATE_CONNECT_ERRORS: Final = frozenset(
     (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN)
 )
 
-_FAMILIES: Final = frozenset((stdlib_socket.AF_INET, stdlib_socket.AF_INET6, stdlib_socket.AF_UNIX))
+FAMILIES: Final = frozenset((stdlib_socket.AF_INET, stdlib_socket.AF_INET6, stdlib_socket.AF_UNIX))
 
 
 def _plain(sock: stdlib_socket.socket) -> bool:
     """Open, of a family whose addresses have a codec, and with no methods of its own."""
-    return type(sock) is stdlib_socket.socket and sock.fileno() >= 0 and sock.family in _FAMILIES
+    return type(sock) is stdlib_socket.socket and sock.fileno() >= 0 and sock.family in FAMILIES
 
 
 def _address_of(pointer: Any) -> int:
@@ -431,7 +451,7 @@ def _address_of(pointer: Any) -> int:
 def receive_some(original: AsyncMethod) -> AsyncMethod:
     """SocketStream.receive_some: `recv`, with a stream's errors."""
 
-    @_replaces(original)
+    @replaces(original)
     async def receive_some(self: trio.SocketStream, max_bytes: int | None = None) -> bytes:
         sock = self.socket
         if sock.__class__ is _SocketType:
@@ -461,7 +481,7 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
     The kernel then goes on after a short send by itself (5.19, io_uring_enter(2)); a cancel reports what went out.
     """
 
-    @_replaces(original)
+    @replaces(original)
     async def send_all(self: trio.SocketStream, data: bytes | bytearray | memoryview) -> None:
         sock = self.socket
         detector = self._send_conflict_detector

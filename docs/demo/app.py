@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -11,10 +12,8 @@ from starlette.staticfiles import StaticFiles
 
 
 async def hello(request: Request) -> Response:
-    await anyio.sleep(0)
+    await anyio.lowlevel.checkpoint()
     return JSONResponse({"hello": request.query_params.get("name", "world")})
 
 
-app = Starlette(
-    routes=[Route("/hello", hello), Mount("/docs", StaticFiles(directory=Path(__file__).parent.parent))]
-)
+app = Starlette(routes=[Route("/hello", hello), Mount("/docs", StaticFiles(directory=Path(__file__).parent.parent))])

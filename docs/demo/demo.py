@@ -66,12 +66,8 @@ def look(pid: int) -> bool:
             kinds[target] += 1
         if target == "anon_inode:[io_uring]":
             info = Path(f"/proc/{pid}/fdinfo/{name}").read_text()
-            entries += sum(
-                int(line.split()[1], 0) for line in info.splitlines() if line.startswith("SqTail:")
-            )
-    print(
-        f"  {REQUESTS + 1} requests answered; waiting with {dict(kinds)}; entries handed to the ring: {entries}"
-    )
+            entries += sum(int(line.split()[1], 0) for line in info.splitlines() if line.startswith("SqTail:"))
+    print(f"  {REQUESTS + 1} requests answered; waiting with {dict(kinds)}; entries handed to the ring: {entries}")
     return kinds["anon_inode:[io_uring]"] > 0 and not kinds["anon_inode:[eventpoll]"] and entries > 0
 
 

@@ -11,10 +11,11 @@ from trio_uring import UringBackend
 from trio_uring._options import Choice, resolve
 
 DEFAULT = UringBackend()
+GOOD = "the options are sq_entries=2 to 32768, cq_entries=2 to 65536, speculate=0 or 1"
 
 
 def test_the_defaults() -> None:
-    assert (DEFAULT.sq_entries, DEFAULT.cq_entries) == (512, None)
+    assert (DEFAULT.sq_entries, DEFAULT.cq_entries, DEFAULT.speculate) == (512, None, False)
 
 
 def test_a_backend_is_a_value() -> None:
@@ -32,7 +33,7 @@ def test_a_backend_is_a_value() -> None:
         ({"cq_entries": 511}, "cq_entries must be at least sq_entries (512), not 511"),
     ],
 )
-def test_a_size_out_of_range_is_refused(options: dict[str, int], sentence: str) -> None:
+def test_a_size_out_of_range_is_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match="^" + sentence.replace("(", r"\(").replace(")", r"\)") + "$"):
         UringBackend(**options)
 
@@ -46,12 +47,20 @@ def test_a_size_that_is_no_int_is_refused(options: dict[str, Any]) -> None:
         UringBackend(**options)
 
 
+@pytest.mark.parametrize("value", [1, 0, "yes", None])
+def test_a_switch_that_is_no_bool_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^speculate must be True or False, not "):
+        UringBackend(speculate=value)
+
+
 @pytest.mark.parametrize(
     ("text", "backend"),
     [
         ("", DEFAULT),
         ("sq_entries=2,cq_entries=4", UringBackend(sq_entries=2, cq_entries=4)),
         (" cq_entries = 1024 , ", UringBackend(cq_entries=1024)),
+        ("speculate=1", UringBackend(speculate=True)),
+        ("speculate=0", DEFAULT),
     ],
 )
 def test_from_text(text: str, backend: UringBackend) -> None:
@@ -65,12 +74,13 @@ def test_from_text(text: str, backend: UringBackend) -> None:
         ("sq_entries", "unknown option 'sq_entries'; "),
         ("sq_entries=many", "bad value in 'sq_entries=many'; "),
         ("sq_entries=", "bad value in 'sq_entries='; "),
+        ("speculate=yes", "bad value in 'speculate=yes'; "),
     ],
 )
 def test_text_that_means_nothing_is_refused_with_the_list_of_what_does(text: str, beginning: str) -> None:
     with pytest.raises(ValueError, match="the options are ") as caught:
         UringBackend.from_text(text)
-    assert str(caught.value) == f"{beginning}the options are sq_entries=2 to 32768, cq_entries=2 to 65536"
+    assert str(caught.value) == beginning + GOOD
 
 
 def test_text_that_contradicts_itself_is_refused() -> None:

@@ -108,8 +108,8 @@ print(json.dumps({program}))
         ({"TRIO_IO_BACKEND": "iouring"}, "TRIO_IO_BACKEND must be 'uring', 'auto', 'epoll', not 'iouring'"),
         (
             {"TRIO_IO_BACKEND": "uring", "TRIO_URING_OPTIONS": "queue=9"},
-            "TRIO_URING_OPTIONS: unknown option 'queue=9'; "
-            "the options are sq_entries=2 to 32768, cq_entries=2 to 65536",
+            "TRIO_URING_OPTIONS: unknown option 'queue=9'; the options are sq_entries=2 to 32768, "
+            "cq_entries=2 to 65536, speculate=0 or 1",
         ),
     ],
 )

@@ -238,9 +238,7 @@ def test_mismatched_seams_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(report.flags)[_doctor.FLAGS[0]] is True
 
 
-def test_colour_only_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_colour_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert _doctor.main([]) == 0
     assert "\x1b" not in capsys.readouterr().out

@@ -26,6 +26,7 @@ from manager_tools import (
     blocked,
     empty,
     fill,
+    in_thread,
     manager,
     pipe,
     read,
@@ -849,12 +850,35 @@ def test_f8_memory_that_the_kernel_will_not_let_go_of_is_kept() -> None:
         coroutine.send(None)
         coroutine.close()
 
-    with simulated(seed=None) as rings, pipe() as (r, _):
-        with pytest.warns(ResourceWarning, match="their memory is kept"):
-            trio.run(main, keep)
+    with simulated(seed=None) as rings, pipe() as (r, _), pytest.warns(ResourceWarning, match="their memory is kept"):
+        trio.run(main, keep)
     del keep
     gc.collect()
     assert alive() is not None
+
+
+def test_f8_memory_of_a_manager_that_nobody_closed() -> None:
+    """Found by the garbage collector in another thread than its owner's, where nobody may wait for the kernel."""
+    forgotten: list[UringIOManager] = []
+
+    def begin() -> None:
+        m = UringIOManager(UringBackend())
+        memory = uncleared(8)
+        m.operations[1000] = (memory, Memory())
+        m.ring.queue(OP_READ, 1000, r, memory, 8, WHERE_THE_STREAM_IS)
+        m.ring.submit()
+        forgotten.append(m)
+
+    def memories() -> int:
+        return sum(type(each) is Memory for each in gc.get_objects())
+
+    before = memories()
+    with pipe() as (r, _):
+        in_thread(begin)
+        with pytest.warns(ResourceWarning, match="unclosed|their memory is kept"):
+            forgotten.clear()
+        gc.collect()
+    assert memories() == before + 1
 
 
 # ------------------------------------------------------------------ at random

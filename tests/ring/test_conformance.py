@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+import types
 import warnings
 import weakref
 from collections import deque
@@ -91,7 +92,8 @@ def test_every_public_name_of_the_ring_is_simulated() -> None:
     from trio_uring.testing import SimulatedBufferRing, SimulatedRing
 
     for real, simulated in ((Ring, SimulatedRing), (_ring.BufferRing, SimulatedBufferRing)):
-        public = {name for name in vars(real) if not name.startswith("_")}
+        code = (types.FunctionType, property)
+        public = {name for name, what in vars(real).items() if isinstance(what, code) and name[0] != "_"}
         assert public <= set(vars(simulated))
 
 
@@ -1103,6 +1105,26 @@ def test_a_ring_whose_thread_has_ended(kind: str, pipe: tuple[int, int]) -> None
     assert open_descriptors() == before
     os.write(pipe[1], b"x")
     assert os.read(pipe[0], 8) == b"x"
+
+
+def test_a_dropped_ring_keeps_the_memory_it_was_told_of(kind: str, pipe: tuple[int, int]) -> None:
+    """F8, F30: the garbage collector closes it in a thread that is not its owner's."""
+
+    def make() -> tuple[Ring, weakref.ref[Keep]]:
+        ring = make_ring(kind, *SMALLEST)
+        keep = Keep()
+        ring.keep = keep
+        ring.queue(OP_READ, ONE, pipe[0], keep.buffer, 64)
+        ring.submit()
+        return ring, weakref.ref(keep)
+
+    def drop() -> weakref.ref[Keep]:
+        return InThread(make).result()[1]  # type: ignore[no-any-return]
+
+    with pytest.warns(ResourceWarning, match="1 operations did not end"):
+        alive = drop()
+        gc.collect()
+    assert alive() is not None
 
 
 # ------------------------------------------------------------------ forks

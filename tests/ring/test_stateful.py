@@ -186,7 +186,9 @@ def test_each_entry_completes_once_whatever_is_called(
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
-            phases=[Phase.generate],  # a lost completion costs PATIENCE, and shrinking would pay it many times
+            phases=[
+                Phase.generate
+            ],  # a lost completion costs PATIENCE, and shrinking would pay it many times
             database=None,
             suppress_health_check=list(HealthCheck),
         ),

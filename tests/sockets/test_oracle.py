@@ -108,7 +108,7 @@ class World:
     def close(self) -> None:
         """After the run."""
         for sock in (*self.raw.values(), *self.accepted):
-            sock.close()
+            sock.__exit__(None, None, None)
         os.close(self.event)
         for name in os.listdir(self.directory):
             os.unlink(f"{self.directory}/{name}")
@@ -215,7 +215,7 @@ class Target:
 
 TARGETS = st.tuples(
     st.sampled_from(
-        "bytearray bytearray slice array ints square strided readonly released mmap bytes none str int".split()
+        ["bytearray", "bytearray", "slice", "array", "ints", "square", "strided", "readonly", "released", "mmap", "bytes", "none", "str", "int"]
     ),
     st.sampled_from((0, 1, 8, 40, 6000)),
 )
@@ -249,7 +249,7 @@ def payload(kind: str, seed: int, size: int) -> Any:
 
 PAYLOADS = st.tuples(
     st.sampled_from(
-        "bytes bytes bytes bytearray array slice ints strided square mmap released none str int list".split()
+        ["bytes", "bytes", "bytes", "bytearray", "array", "slice", "ints", "strided", "square", "mmap", "released", "none", "str", "int", "list"]
     ),
     st.integers(0, 6),
     st.sampled_from((0, 1, 10, 1000, 5000)),
@@ -326,7 +326,20 @@ def steps(kind: str) -> st.SearchStrategy[Step]:
             arguments = st.one_of(arguments, *(st.tuples(*args[:n]) for n in range(1, len(args))))
         return st.tuples(st.just("call"), names, st.just(method), arguments, HOW)
 
-    peers = ["a", "b", "l", "nobody", "", "\0x", "nowhere", ("127.0.0.1",), ("127.0.0.1", "x"), ("127.0.0.1", -1), None, 5]
+    peers = [
+        "a",
+        "b",
+        "l",
+        "nobody",
+        "",
+        "\0x",
+        "nowhere",
+        ("127.0.0.1",),
+        ("127.0.0.1", "x"),
+        ("127.0.0.1", -1),
+        None,
+        5,
+    ]
     address = st.tuples(st.just("address"), st.sampled_from(peers))
     sent = st.tuples(st.just("payload"), PAYLOADS)
     sent_plain = st.tuples(st.just("payload"), PLAIN_PAYLOADS)
@@ -384,7 +397,9 @@ def steps(kind: str) -> st.SearchStrategy[Step]:
         st.tuples(st.just("drain"), side),
         st.tuples(st.just("close"), everyone),
         st.tuples(st.just("notify"), everyone),
-        st.tuples(st.just("shutdown"), everyone, st.sampled_from((0, 1, 2, 7))),
+        # A blocked receive on a UNIX datagram socket that is shut down for reading: readable, says poll(2), and EAGAIN, says
+        # recv(2), for ever; Trio on epoll spins.
+        st.tuples(st.just("shutdown"), everyone, st.sampled_from((1, 7) if kind == "unixgram" else (0, 1, 2, 7))),
         st.tuples(st.just("cancel"), st.integers(0, 3)),
         st.tuples(st.just("advance"), st.sampled_from((0.5, 1.0))),
     )
