@@ -5,16 +5,20 @@ Knows the public interface and /proc; knows nothing of what is tested.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import os
 from collections.abc import Iterator
+from typing import Literal, TypeAlias
 
 import pytest
 
 from trio_uring import UringBackend
 
-RINGS = {"uring": "uring", "sq2cq4": UringBackend(sq_entries=2, cq_entries=4)}
+Backend: TypeAlias = "Literal['uring', 'epoll'] | UringBackend"
+
+RINGS: dict[str, Backend] = {"uring": "uring", "sq2cq4": UringBackend(sq_entries=2, cq_entries=4)}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,10 +39,8 @@ def descriptors() -> dict[str, str]:
     """The open descriptors of this process, and what each is."""
     found = {}
     for fd in os.listdir("/proc/self/fd"):
-        try:
+        with contextlib.suppress(FileNotFoundError):  # the one that the listing itself used
             found[fd] = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:
-            pass  # the one that the listing itself used
     return found
 
 
@@ -52,13 +54,13 @@ def descriptors_flat() -> Iterator[None]:
     assert descriptors() == before
 
 
-@pytest.fixture(params=RINGS.values(), ids=RINGS)
-def ring(request: pytest.FixtureRequest) -> str | UringBackend:
+@pytest.fixture(params=list(RINGS.values()), ids=list(RINGS))
+def ring(request: pytest.FixtureRequest) -> Backend:
     """An `io_backend` on the ring: as it comes, and with queues so small that everything fills them."""
     return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(params=[*RINGS.values(), "epoll"], ids=[*RINGS, "epoll"])
-def backend(request: pytest.FixtureRequest) -> str | UringBackend:
+def backend(request: pytest.FixtureRequest) -> Backend:
     """The same and Trio's own epoll, which is the oracle: what a user sees is equal, or in docs/differences.md."""
     return request.param  # type: ignore[no-any-return]

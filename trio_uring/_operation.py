@@ -126,9 +126,10 @@ class Poll:
         self.manager.operations[user_data] = self
 
     def abort(self, _raise_cancel: RaiseCancelT) -> Abort:
-        """Trio's abort_fn."""
-        self._abandon()
-        self.manager.cancel(self.user_data)
+        """Trio's abort_fn. After a crash of the run it may come when the coroutine has been torn down already."""
+        if self.task is not None:
+            self._abandon()
+            self.manager.cancel(self.user_data)
         return Abort.SUCCEEDED
 
     def close(self) -> None:

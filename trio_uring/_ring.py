@@ -355,17 +355,23 @@ class Ring:
             if lib.tu_is_owner(self._r):
                 reaped = self._drain(time.monotonic() + timeout)
         finally:
+            left = 0
             if not lib.tu_idle(self._r):
-                self._leak(keep)
+                left = lib.tu_stats(self._r).inflight
+                # The mappings themselves may go (the kernel has its own reference); what must stay is memory it writes to.
+                _leaked.append((self._r, self._out, keep, self._buffers))
             lib.tu_buffers_free(self._r)
             lib.tu_close(self._r)
+            if left:  # at the very end, because a warning may be an exception
+                self._warn_of(left)
         return reaped
 
     def _drain(self, deadline: float) -> list[int]:
         reaped: list[int] = []
-        if lib.tu_cancel_all(self._r) < 0:
-            return reaped
         while True:
+            # Again in each round: a request that was busy when it was cancelled (EALREADY) may have gone back to waiting.
+            if lib.tu_cancel_all(self._r) < 0:
+                return reaped
             more = self.wait(0)
             if more:
                 reaped += more
@@ -378,13 +384,8 @@ class Ring:
             if more:
                 reaped += more
 
-    def _leak(self, keep: object) -> None:
-        count = lib.tu_stats(self._r).inflight
+    def _warn_of(self, count: int) -> None:
         where = "in time" if lib.tu_is_owner(self._r) else "because another thread than its owner closed the ring"
-        # The mappings themselves may go (the kernel has its own reference); what must stay is memory it writes to.
-        _leaked.append((self._r, self._out, keep, self._buffers))
-        if not count:  # nothing but the read of the eventfd
-            return
         warnings.warn(
             f"io_uring: {count} operations did not end {where}; their memory is kept until the process ends",
             ResourceWarning,
@@ -393,8 +394,10 @@ class Ring:
 
     def __del__(self) -> None:
         if not self._closed:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close(keep=self.keep)
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                self.close(keep=self.keep)
 
     def _forked(self) -> None:
         """In a forked child, before any other Python code: give up our copies of the descriptors, touch nothing else."""

@@ -9,7 +9,8 @@ polls: another backend's run, flags, sizes and types out of the ordinary, a clos
 codec. So does whatever is an error: CPython words it better than we could.
 
 Order of checks, the same everywhere, because it is Trio's: a scope that is cancelled already wins before anything is
-touched; then the descriptor must be free in that direction; then the entry is queued, and its completion decides. Every call
+touched; then the descriptor must be free in that direction, or Trio's own method tries, and raises BusyResourceError if
+it would block; then the entry is queued, and its completion decides. Every call
 is a schedule point, also when the entry completes as soon as it is submitted.
 
 Receiving takes a provided buffer where one is large enough: the kernel picks it when the data is there, so a task that
@@ -144,6 +145,12 @@ class Accept(Operation):
 
     __slots__ = ()
 
+    def torn_down(self) -> None:
+        """As for every operation; but the connection may have come, and the task not have run since."""
+        if self.task is None:
+            self.discard(self.result, self.flags)
+        super().torn_down()
+
     def discard(self, result: int, flags: int) -> None:
         """Nobody will take the connection."""
         if result >= 0:
@@ -177,7 +184,9 @@ def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = Fals
         runner = task._runner
         manager = runner.io_manager
         readers = manager.readers  # no other manager has that
-        if task._cancel_status.effectively_cancelled or runner.ki_pending or not 0 < most <= BUFFER_SIZE:
+        if task._cancel_status.effectively_cancelled or runner.ki_pending:
+            return None
+        if type(most) is not int or not 0 < most <= BUFFER_SIZE:
             return None
         if manager.speculate and not speculated:
             return None
@@ -205,6 +214,8 @@ async def _received_nothing(receive: Receive, sock: stdlib_socket.socket, most: 
         return b""
     if receive.result != -errno.ENOBUFS:
         await receive.failed()
+    elif receive.raise_cancel is not None:
+        receive.raise_cancel()
     elif receive.raise_cancel is not None:
         receive.raise_cancel()
     return await _receive_unpooled(receive.manager, sock, most)
@@ -281,7 +292,7 @@ def recv(original: AsyncMethod) -> AsyncMethod:
                         async with _try_sync():
                             return self._sock.recv(args[0])
                         receive = begin_receive(self._sock, args[0], speculated=True)
-                    if receive is None and args[0] > BUFFER_SIZE:
+                    if receive is None and args[0] > BUFFER_SIZE and self._sock.fileno() not in manager.readers:
                         return await _receive_unpooled(manager, self._sock, args[0])
             if receive is not None:
                 try:
@@ -292,6 +303,7 @@ def recv(original: AsyncMethod) -> AsyncMethod:
                 data = receive.data
                 if data is None:
                     return await _received_nothing(receive, self._sock, args[0])
+                receive.data = None  # while it waits for another task it must not hold this one's
                 if receive.raise_cancel is None:
                     receive.manager.receives.append(receive)
                 return data
@@ -306,7 +318,7 @@ def recv_into(original: AsyncMethod) -> AsyncMethod:
     @replaces(original)
     async def recv_into(self: _SocketType, /, *args: Any, **kwargs: Any) -> int:
         manager = ring_manager()
-        if manager is not None and self._sock.fileno() >= 0:
+        if manager is not None and self._sock.fileno() >= 0 and self._sock.fileno() not in manager.readers:
             buffer, nbytes, flags = _recv_into_arguments(*args, **kwargs)
             memory = None if flags else _writable(buffer)
             if memory is not None and 0 <= nbytes <= len(memory) <= MOST:
@@ -378,7 +390,7 @@ def accept(original: AsyncMethod) -> AsyncMethod:
     async def accept(self: _SocketType) -> tuple[_SocketType, Any]:
         manager = ring_manager()
         sock = self._sock
-        if manager is None or not _plain(sock):
+        if manager is None or not _plain(sock) or sock.fileno() in manager.readers:
             return await original(self)  # type: ignore[no-any-return]
         where = ffi.new("char[]", _sockaddr.SIZE)
         length = ffi.new("unsigned *", _sockaddr.SIZE)
@@ -409,7 +421,7 @@ def connect(original: AsyncMethod) -> AsyncMethod:
         try:
             address = await self._resolve_address_nocp(address, local=False)
             encoded = _sockaddr.encode(sock.family, address)
-            if encoded is None or sock.fileno() < 0:
+            if encoded is None or sock.fileno() < 0 or sock.fileno() in manager.writers:
                 return await original(self, address)  # type: ignore[no-any-return]
             sys.audit("socket.connect", sock, address)
             where = ffi.from_buffer(encoded)
@@ -467,6 +479,7 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
                 if data is None:
                     with _translate_socket_errors_to_stream_errors():
                         return await _received_nothing(receive, sock._sock, most)
+                receive.data = None  # while it waits for another task it must not hold this one's
                 if receive.raise_cancel is None:
                     receive.manager.receives.append(receive)
                 return data
@@ -507,6 +520,8 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
                         operation.manager.sends.append(operation)
                     if done:
                         return None
+                    if operation.raise_cancel is not None:
+                        operation.raise_cancel()
                 else:
                     with _translate_socket_errors_to_stream_errors():
                         await operation.failed()

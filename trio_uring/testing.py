@@ -366,13 +366,17 @@ _OUT: Final = select.EPOLLOUT
 _OPERATIONS: Final[dict[int, _Operation]] = {
     OP_NOP: _Operation(_nop, on_file=False),
     OP_READV: _Operation(lambda e: _positioned("readv", e), _IN, lambda e: _vector(e.addr, e.length, True)),
-    OP_WRITEV: _Operation(lambda e: _positioned("writev", e), _OUT, lambda e: _vector(e.addr, e.length, False)),
+    OP_WRITEV: _Operation(
+        lambda e: _positioned("writev", e), _OUT, lambda e: _vector(e.addr, e.length, False)
+    ),
     OP_FSYNC: _Operation(lambda e: _call("fdatasync" if e.op_flags & 1 else "fsync", e.file)),
     OP_POLL_ADD: _Operation(_poll),  # its events are the entry's own
     OP_SENDMSG: _Operation(lambda e: _message("sendmsg", e), _OUT, _header),
     OP_RECVMSG: _Operation(lambda e: _message("recvmsg", e), _IN, _header),
     OP_TIMEOUT: _Operation(_timeout, _IN, lambda e: _span(e.addr, _TIMESPEC_SIZE, False), on_file=False),
-    OP_ACCEPT: _Operation(lambda e: _call("accept4", e.file, e.addr, e.offset, e.op_flags), _IN, _peer_address),
+    OP_ACCEPT: _Operation(
+        lambda e: _call("accept4", e.file, e.addr, e.offset, e.op_flags), _IN, _peer_address
+    ),
     OP_CONNECT: _Operation(_connect, _OUT, lambda e: _span(e.addr, e.offset, False)),
     OP_FALLOCATE: _Operation(lambda e: _call("fallocate", e.file, e.length, e.offset, e.addr)),
     OP_OPENAT: _Operation(
@@ -566,7 +570,9 @@ class SimulatedRing(Ring):
         file_index: int = 0,
     ) -> None:
         address = 0 if addr is None else int(ffi.cast("uintptr_t", addr))
-        self._queue(_Entry(opcode, user_data, fd, address, length, offset, op_flags, flags, ioprio, buf_index))
+        self._queue(
+            _Entry(opcode, user_data, fd, address, length, offset, op_flags, flags, ioprio, buf_index)
+        )
 
     def poll(self, fd: int, events: int, user_data: int) -> None:
         self._queue(_Entry(OP_POLL_ADD, user_data, fd, op_flags=events))
@@ -579,7 +585,9 @@ class SimulatedRing(Ring):
     def cancel_fd(self, fd: int) -> None:
         self._cancel_now(fd, CANCEL_FD | CANCEL_ALL)
 
-    def cancel_sync(self, *, user_data: int = 0, fd: int = -1, flags: int = 0, timeout: float | None = None) -> int:
+    def cancel_sync(
+        self, *, user_data: int = 0, fd: int = -1, flags: int = 0, timeout: float | None = None
+    ) -> int:
         self.submit()
         matches = self._matcher(user_data, fd, flags)
         if matches is None:
@@ -663,7 +671,8 @@ class SimulatedRing(Ring):
             self._enter(get_events=True)
             seen |= self._reap(out, most)
         self._show_work()
-        if seen or interrupted:
+        # What the seed holds back is not idleness: a run must not believe that all its tasks are blocked for good.
+        if seen or interrupted or self._restless():
             return out
         self._away = True
         return None
@@ -1003,36 +1012,35 @@ class SimulatedRing(Ring):
             if self._is_owner():
                 reaped = self._drain(time.monotonic() + timeout)
         finally:
-            if self._counts["inflight"] or self._wake_armed:
-                self._leak(keep)
+            left = self._counts["inflight"]
+            if left or self._wake_armed:
+                _leaked.append((self._wake_value, keep, self._buffers))
             self._shut = True
             while self._wakers:
                 time.sleep(0)
             for e in self._flight:
                 self._release(e)
             self._close_descriptors()
+            if left:
+                self._warn_of(left)
         return reaped
 
     def _drain(self, deadline: float) -> list[int]:
         self._ending = True
         self._refusals.clear()
-        self._cancel_now(-1, CANCEL_ANY | CANCEL_ALL)
         reaped: list[int] = []
         while True:
+            self._cancel_now(-1, CANCEL_ANY | CANCEL_ALL)
             reaped += self.wait(0) or []
             left = deadline - time.monotonic()
             if left <= 0 or not (self._counts["inflight"] or self._wake_armed):
                 return reaped
             reaped += self.wait(min(left, 0.05)) or []
 
-    def _leak(self, keep: object) -> None:
+    def _warn_of(self, count: int) -> None:
         where = "in time" if self._is_owner() else "because another thread than its owner closed the ring"
-        _leaked.append((self._wake_value, keep, self._buffers))
-        if not self._counts["inflight"]:
-            return
         warnings.warn(
-            f"io_uring: {self._counts['inflight']} operations did not end {where}; "
-            "their memory is kept until the process ends",
+            f"io_uring: {count} operations did not end {where}; their memory is kept until the process ends",
             ResourceWarning,
             stacklevel=3,
         )
@@ -1079,7 +1087,9 @@ class SimulatedBufferRing(BufferRing):
     def take(self, flags: int, length: int) -> bytes:
         buffer_id = flags >> CQE_BUFFER_SHIFT
         if not flags & CQE_F_BUFFER or buffer_id not in self._lent or length > self.size:
-            self._violations.append(f"{length} bytes of buffer {buffer_id} were taken and it was not out ({flags=:#x})")
+            self._violations.append(
+                f"{length} bytes of buffer {buffer_id} were taken and it was not out ({flags=:#x})"
+            )
         return super().take(flags, length)
 
     def _take_back(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import queue
 import socket
@@ -14,21 +15,22 @@ import subprocess
 import sys
 import textwrap
 import threading
+import traceback
+import warnings
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import outcome
 import pytest
 import trio
 import trio.testing
+from conftest import Backend as Backend
 
 import trio_uring
 from trio_uring._manager import UringIOManager
 from trio_uring._ring import OP_READ, ffi
 
 T = TypeVar("T")
-Backend: TypeAlias = "str | trio_uring.UringBackend"
-
 # Seconds after which something is taken to hang. Not a measure of speed: nothing here waits for it to expire.
 PATIENCE = 60
 
@@ -168,6 +170,25 @@ class Host:
         """Whether Trio waits for I/O in another thread, so that the host is free to do as it likes."""
         runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
         return not runner.guest_tick_scheduled and self.todo.empty()
+
+
+def crash(function: Callable[[], object]) -> None:
+    """Call a function in which a run breaks down.
+
+    The garbage collector then tears down the tasks of that run. Trio complains about that, and nothing of ours may.
+    """
+    complaints: list[sys.UnraisableHookArgs] = []
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        patch.setattr(sys, "unraisablehook", complaints.append)
+        function()
+        gc.collect()
+        told = ["".join(traceback.format_tb(complaint.exc_traceback)) for complaint in complaints]
+        complaints.clear()
+        gc.collect()
+        told += ["".join(traceback.format_tb(complaint.exc_traceback)) for complaint in complaints]
+        complaints.clear()
+    assert not [text for text in told if "trio_uring" in text]
 
 
 def in_child(program: str, *arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:

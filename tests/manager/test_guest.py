@@ -333,7 +333,7 @@ def test_f32_the_host_closes_what_is_waited_for(ring: Backend, sleeps: Sleeps) -
                 if number % 2:
                     await waiter.run(trio.lowlevel.wait_readable, pair[0])
                 else:
-                    await waiter.run(lambda fd: read(fd, uncleared(1), 1), pair[0].fileno())
+                    await waiter.run(read_data, pair[0].fileno())
 
     host = Host()
     host.start(ring, main)
@@ -382,7 +382,7 @@ def test_f32_callbacks_before_the_worker_falls_asleep(ring: Backend, monkeypatch
     """The worker thread has been asked for and has not come to the ring yet: nothing that happens now may be slept through."""
     gate, released = threading.Event(), threading.Event()
     held: list[Callable[[], Any]] = []
-    start_thread_soon = trio._core._run.start_thread_soon
+    start_thread_soon: Callable[..., None] = vars(trio._core._run)["start_thread_soon"]
 
     def held_back(function: Callable[[], Any], deliver: Callable[..., object], name: str | None = None) -> None:
         def when_released() -> Any:

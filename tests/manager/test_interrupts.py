@@ -8,14 +8,14 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import warnings
 from typing import Any
 
 import pytest
 import trio
-from manager_tools import Backend, Waiter, blocked, in_child, manager, pipe, read, run, uncleared
+from manager_tools import Backend, Waiter, blocked, crash, in_child, manager, pipe, read, run, uncleared
 
 from trio_uring._manager import UringIOManager
+from trio_uring._ring import Ring
 
 pytestmark = pytest.mark.usefixtures("descriptors_flat")
 
@@ -184,10 +184,9 @@ def test_ctrl_c_is_delivered_to_a_main_task_that_waits(backend: Backend) -> None
 @pytest.mark.parametrize("where", ["get_events", "process_events"])
 def test_a_loop_that_breaks_down(ring: Backend, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever Trio makes of it: the kernel has let go of everything, and the descriptors are closed."""
-    managers: list[UringIOManager] = []
 
     async def main() -> None:
-        managers.append(manager())
+        rings.append(manager().ring)
         trio.lowlevel.spawn_system_task(trio.lowlevel.wait_readable, r)
         trio.lowlevel.spawn_system_task(read, other, uncleared(1), 1)
         await blocked()
@@ -195,22 +194,30 @@ def test_a_loop_that_breaks_down(ring: Backend, where: str, monkeypatch: pytest.
         def broken(*_: Any) -> Any:
             raise ZeroDivisionError("mine")
 
-        patch.setattr(UringIOManager, where, broken)
+        patches[0].setattr(UringIOManager, where, broken)
         await trio.lowlevel.checkpoint()
 
-    with pipe() as (r, _), pipe() as (other, w), warnings.catch_warnings():
-        # What Trio says about tasks that it leaves behind.
-        warnings.simplefilter("ignore")
-        monkeypatch.setattr("sys.unraisablehook", lambda _: None)
+    rings: list[Ring] = []
+    patches: list[pytest.MonkeyPatch] = []
+
+    def runs() -> None:
         with monkeypatch.context() as patch:
+            patches[:] = [patch]
             with pytest.raises((ZeroDivisionError, trio.TrioInternalError)):
                 run(ring, main)
+
+    def ended() -> None:
+        runs()
         gc.collect()
-        (m,) = managers
-        assert m.ring.closed
-        assert m.ring.counters().inflight == 0
+        assert rings[0].closed
+        assert rings[0].counters().inflight == 0
+        rings.clear()
+
+    with pipe() as (r, _), pipe() as (other, w):
+        crash(ended)
         os.write(w, b"x")
         assert os.read(other, 10) == b"x"
+
     # And the next run is none the worse.
     async def fine() -> None:
         with pipe() as (r, w):

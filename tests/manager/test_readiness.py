@@ -61,17 +61,17 @@ def socketpair_end() -> Iterator[tuple[int, Callable[[], object]]]:
 
 @kind(READABLE)
 def tcp_half_closed() -> Iterator[tuple[int, Callable[[], object]]]:
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as a:
-        with listener.accept()[0] as b:
-            yield a.fileno(), lambda: b.shutdown(socket.SHUT_WR)
+    a, b = tcp_pair()
+    with a, b:
+        yield a.fileno(), lambda: b.shutdown(socket.SHUT_WR)
 
 
 @kind(READABLE)
 def tcp_reset() -> Iterator[tuple[int, Callable[[], object]]]:
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as a:
-        with listener.accept()[0] as b:
-            b.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            yield a.fileno(), b.close
+    a, b = tcp_pair()
+    with a, b:
+        b.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        yield a.fileno(), b.close
 
 
 @kind(READABLE)

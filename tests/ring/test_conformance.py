@@ -192,6 +192,22 @@ def test_deferred_completions_overflow_and_lose_nothing(new_ring: MakeRing) -> N
                 os.close(fd)
 
 
+@pytest.mark.parametrize("cancels", range(6))
+def test_completions_put_aside_are_in_flight_until_they_are_handed_out(
+    new_ring: MakeRing, pipe: tuple[int, int], cancels: int
+) -> None:
+    """F8, F24: `cancel_fd` makes room in a full completion queue, and what it finds there is not lost by a close."""
+    ring = new_ring(*SMALLEST)
+    for user_data in user_datas(8):
+        ring.queue(OP_NOP, user_data)
+    for _ in range(cancels):
+        ring.cancel(ONE + 100)  # of nothing: takes a place in the queue
+    ring.cancel_fd(pipe[0])
+    assert ring.counters().inflight == 8
+    assert {c.user_data for c in decode(ring.close())} == set(user_datas(8))
+    assert ring.counters().inflight == 0
+
+
 def test_completions_are_handed_out_no_more_than_fit(new_ring: MakeRing) -> None:
     ring = new_ring(*SMALLEST)
     for user_data in user_datas(30):
@@ -1119,12 +1135,41 @@ def test_a_dropped_ring_keeps_the_memory_it_was_told_of(kind: str, pipe: tuple[i
         return ring, weakref.ref(keep)
 
     def drop() -> weakref.ref[Keep]:
-        return InThread(make).result()[1]  # type: ignore[no-any-return]
-
-    with pytest.warns(ResourceWarning, match="1 operations did not end"):
-        alive = drop()
+        alive: weakref.ref[Keep] = InThread(make).result()[1]
         gc.collect()
+        return alive
+
+    before = open_descriptors()
+    with pytest.warns(ResourceWarning, match="unclosed"), pytest.warns(ResourceWarning, match="1 operations"):
+        alive = drop()
     assert alive() is not None
+    assert open_descriptors() == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_where_warnings_are_errors_a_ring_still_closes(kind: str, pipe: tuple[int, int]) -> None:
+    """F8: the warning comes when everything else has been done, for a ring closed and for one dropped."""
+    before = open_descriptors()
+    keep = Keep()
+
+    def make() -> Ring:
+        ring = make_ring(kind, *SMALLEST)
+        ring.keep = keep
+        ring.queue(OP_READ, ONE, pipe[0], keep.buffer, 64)
+        ring.submit()
+        return ring
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ring = InThread(make).result()
+        with pytest.raises(ResourceWarning, match="1 operations"):
+            ring.close(keep=keep)
+        assert open_descriptors() == before
+        ring = InThread(make).result()
+        leaked = len(_ring._leaked)
+        del ring
+        assert open_descriptors() == before
+        assert len(_ring._leaked) == leaked + 1
 
 
 # ------------------------------------------------------------------ forks

@@ -97,6 +97,9 @@ class Sender:
             sent = await getattr(self, method)(data)
             self.told += sent or 0
             self.seen["cancelled" if sent is None else "whole" if sent == size else "part"] += 1
+            if self.chance.random() < 0.3:  # so that the receiver waits, too
+                for _ in range(8):
+                    await trio.lowlevel.checkpoint()
         self.done = True
 
     async def bytes(self, data: bytes) -> Any:

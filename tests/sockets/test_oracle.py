@@ -272,6 +272,7 @@ class Call:
     def __init__(self, world: World, name: str, method: str, args: tuple[Any, ...]) -> None:
         self.world = world
         self.targets: list[Target] = []
+        self.name = name
         self.method = method
         holder: Any = world.streams if method in STREAM_METHODS else world.sockets
         self.function: Callable[..., Awaitable[Any]]
@@ -306,6 +307,11 @@ class Call:
     async def make(self) -> Any:
         """Call it, and answer its result in the program's own terms."""
         result = await self.function(*self.args)
+        if self.method == "connect" and self.world.kind == "tcp":
+            # The first connect(2) after one that did not block tells how that went, any further one is EISCONN. After a
+            # connect on the ring that has been told. Told now, on both.
+            with contextlib.suppress(OSError):
+                self.world.raw[self.name].connect(self.args[0])
         if self.method.startswith("recvmsg"):
             data, ancillary, flags, address = result
             result = (data, self.world.ancillary(ancillary), flags & ~socket.MSG_CMSG_CLOEXEC, address)
@@ -476,13 +482,14 @@ class Program:
         """A task that makes one call."""
         task = trio.lowlevel.current_task()
         outcome: Any = None
-        with trio.CancelScope() as scope:
-            if how == "cancelled":
-                scope.cancel()
-            elif how == "past":
-                scope.deadline = trio.current_time() - 1
-            elif how == "deadline":
-                scope.deadline = trio.current_time() + 1
+        scope = trio.CancelScope()
+        if how == "cancelled":
+            scope.cancel()
+        elif how == "past":
+            scope.deadline = trio.current_time() - 1
+        elif how == "deadline":
+            scope.deadline = trio.current_time() + 1
+        with scope:
             self.scopes[number] = scope
             call = Call(self.world, name, method, args)
             before = task._cancel_points, task._schedule_points
