@@ -180,11 +180,6 @@ class UringIOManager:
         if not waiting:
             self.between.pop(operation.fd, None)
 
-    def cancel(self, user_data: int) -> None:
-        """Queue a cancel. After the end of the run, and in a forked child, nothing is left to be cancelled."""
-        if not self.ring.closed:
-            self.ring.cancel(user_data)
-
     # -------------------------------------------------------------- what Trio's loop calls
 
     def get_events(self, timeout: float) -> Events:

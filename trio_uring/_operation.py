@@ -129,7 +129,7 @@ class Poll:
         """Trio's abort_fn. After a crash of the run it may come when the coroutine has been torn down already."""
         if self.task is not None:
             self._abandon()
-            self.manager.cancel(self.user_data)
+            self.manager.ring.cancel(self.user_data)
         return Abort.SUCCEEDED
 
     def close(self) -> None:
@@ -166,7 +166,7 @@ class Poll:
             ended = outcome.Error(error)
         if more:
             self._abandon()
-            self.manager.cancel(self.user_data)
+            self.manager.ring.cancel(self.user_data)
         else:
             self.task = None
             del self.waiters[self.fd]
@@ -184,7 +184,7 @@ class Poll:
             # Thrown in from outside (a coroutine closed while it sleeps), unless the scheduler has been here already.
             if self.task is not None:
                 self._abandon()
-                self.manager.cancel(self.user_data)
+                self.manager.ring.cancel(self.user_data)
             raise
 
 
@@ -292,7 +292,7 @@ class Operation:
         if self.task is not None:
             self._leave()
             self.task = None
-            self.manager.cancel(self.user_data)
+            self.manager.ring.cancel(self.user_data)
 
     async def failed(self) -> None:
         """After a negative result: raise what it means, or return where the entry is to be queued again."""
@@ -316,7 +316,7 @@ class Operation:
         if self.raise_cancel is None:
             self.raise_cancel = raise_cancel
         self._leave()
-        self.manager.cancel(self.user_data)
+        self.manager.ring.cancel(self.user_data)
         return Abort.FAILED
 
     def _leave(self) -> None:

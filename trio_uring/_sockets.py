@@ -37,7 +37,7 @@ from trio.lowlevel import Task
 
 from . import _sockaddr
 from ._manager import BUFFER_SIZE, UringIOManager
-from ._operation import GLOBAL_RUN_CONTEXT, Operation
+from ._operation import GLOBAL_RUN_CONTEXT, INTERRUPTED, Operation
 from ._ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, OP_ACCEPT, OP_CONNECT, OP_RECV, ffi, lib
 
 # SQE lengths have 32 bits; the kernel caps a transfer there anyway (MAX_RW_COUNT).
@@ -140,6 +140,15 @@ class Send(Operation):
         return Operation.complete(self, result, flags)
 
 
+class Connect(Operation):
+    """IORING_OP_CONNECT. EAGAIN is not worth a wait: a UNIX listener's queue is full, and no poll tells when it is not."""
+
+    __slots__ = ()
+
+    def _without_effect(self, result: int) -> bool:
+        return result in INTERRUPTED
+
+
 class Accept(Operation):
     """IORING_OP_ACCEPT; the new descriptor is delivered or closed, never leaked (F9)."""
 
@@ -214,8 +223,6 @@ async def _received_nothing(receive: Receive, sock: stdlib_socket.socket, most: 
         return b""
     if receive.result != -errno.ENOBUFS:
         await receive.failed()
-    elif receive.raise_cancel is not None:
-        receive.raise_cancel()
     elif receive.raise_cancel is not None:
         receive.raise_cancel()
     return await _receive_unpooled(receive.manager, sock, most)
@@ -425,12 +432,16 @@ def connect(original: AsyncMethod) -> AsyncMethod:
                 return await original(self, address)  # type: ignore[no-any-return]
             sys.audit("socket.connect", sock, address)
             where = ffi.from_buffer(encoded)
-            operation = Operation(manager, sock.fileno(), where, manager.writers)
+            operation = Connect(manager, sock.fileno(), where, manager.writers)
             await operation.perform(OP_CONNECT, where, 0, offset=len(encoded))
         except trio.Cancelled:
             # As Trio does: what state the socket is in, nobody knows.
             sock.close()
             raise
+        except BlockingIOError:
+            # EALREADY: begun before, by somebody else, or by this call if the close of another descriptor of the same
+            # socket interrupted it. Trio's own method waits for how it ends. EAGAIN, see Connect: and does so here.
+            return await original(self, address)  # type: ignore[no-any-return]
         except OSError as error:
             if error.errno in _LATE_CONNECT_ERRORS and sock.family != stdlib_socket.AF_UNIX:
                 text = f"Error connecting to {address!r}: {os.strerror(error.errno)}"

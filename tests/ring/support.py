@@ -12,7 +12,7 @@ from trio_uring._ring import FIRST_USER_DATA, Ring, ffi
 from trio_uring.testing import SimulatedRing
 
 # How long a test waits for what must happen. Only a failing test ever waits that long.
-PATIENCE = 4.0
+PATIENCE = 60.0
 
 KINDS = ("kernel", "simulated", "simulated-random")
 SMALLEST = (2, 4)

@@ -1360,6 +1360,25 @@ def test_no_buffer_is_lost(ring: Ring, pair: tuple[socket.socket, socket.socket]
             seen += 1
 
 
+def test_buffers_of_completions_put_aside_come_back(new_ring: MakeRing, pipe: tuple[int, int]) -> None:
+    """F10, F24: `cancel_fd` has taken the completions off a full queue before a wait hands them out."""
+    ring = new_ring(*SMALLEST)
+    buffers = ring.make_buffers(16, 16)  # those of the last wait are out until the next
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        for turn in range(10):
+            for user_data in user_datas(8):
+                theirs.send(b"message")
+                receive(ring, user_data + 8 * turn, ours.fileno())
+            ring.cancel_fd(pipe[0])
+            seen = 0
+            while seen < 8:
+                for completion in decode(ring.wait(PATIENCE) or ()):
+                    assert completion.res == 7
+                    assert buffers.take(completion.flags, 7) == b"message"
+                    seen += 1
+
+
 @pytest.mark.parametrize(
     ("entries", "size", "group", "name"),
     [

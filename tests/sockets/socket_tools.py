@@ -23,7 +23,7 @@ Backend: TypeAlias = "str | trio_uring.UringBackend"
 
 def run(backend: Backend, main: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
     """`trio.run` on a backend."""
-    return trio_uring.run(main, *args, io_backend=backend, **options)
+    return trio_uring.run(main, *args, io_backend=backend, **options)  # type: ignore[arg-type]
 
 
 def manager() -> UringIOManager:
@@ -83,6 +83,12 @@ def trio_pair(
     finally:
         a.close()
         b.close()
+
+
+def close_all(*socks: Any) -> None:
+    """Close them."""
+    for sock in socks:
+        sock.close()
 
 
 def fill(sock: Any) -> int:

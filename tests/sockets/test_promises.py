@@ -6,7 +6,9 @@ as well.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import functools
 import gc
 import inspect
 import os
@@ -14,6 +16,9 @@ import resource
 import signal
 import socket
 import ssl
+import subprocess
+import sys
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -30,6 +35,7 @@ from socket_tools import (
     Backend,
     Waiter,
     blocked,
+    close_all,
     empty,
     fill,
     in_flight,
@@ -41,7 +47,6 @@ from socket_tools import (
     unix_pair,
 )
 
-import trio_uring
 from trio_uring import _manager
 
 pytestmark = pytest.mark.usefixtures("descriptors_flat")
@@ -111,10 +116,7 @@ def test_f1_memory_outlives_a_call_that_was_ended(ring: Backend, kind: str, how:
 
 async def pump_once(coroutine: Any) -> None:
     """Run a coroutine inside this task up to its first trap that sleeps, and leave it there."""
-    task = trio.lowlevel.current_task()
-    sent = coroutine.send(None)
-    del task
-    assert sent is not None
+    assert coroutine.send(None) is not None
 
 
 @pytest.mark.parametrize("kind", PAIRS)
@@ -273,7 +275,7 @@ def test_f10_no_provided_buffer_is_lost(ring: Backend, monkeypatch: pytest.Monke
                         waiter.scope.cancel()
                 seen["cancelled" if waiter.cancelled else "data"] += 1
                 empty(a)
-            assert len(seen) == 2 and min(seen.values()) >= 20, seen
+            assert min(seen["data"], seen["cancelled"]) >= 20, seen
             # Both are there: two receives at once are each answered out of one.
             with trio_pair() as (c, d):
                 for _ in range(3):
@@ -313,8 +315,7 @@ def test_f16_more_receives_are_ready_than_there_are_buffers(
                         b.send(b"%d" % number * 50)
                 assert [waiter.outcome for waiter in waiters] == [b"%d" % n * 50 for n in range(400)]
         finally:
-            for sock in (*socks, *(b for _, b in pairs)):
-                sock.close()
+            close_all(*socks, *(b for _, b in pairs))
 
     run(ring, main)
 
@@ -343,8 +344,7 @@ def test_f16_closed_where_no_buffer_was_free(ring: Backend, monkeypatch: pytest.
                 ]
                 nursery.cancel_scope.cancel()
         finally:
-            for sock in (*socks, *(b for _, b in pairs)):
-                sock.close()
+            close_all(*socks, *(b for _, b in pairs))
 
     run(ring, main)
 
@@ -398,12 +398,8 @@ def test_f11_an_operation_that_lost_its_race_is_not_used_again_as_cancelled(ring
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(waiter.run, a.recv, 10)
                     nursery.start_soon(sender.run, d.send, b"z")
-
-                    def cancel() -> None:
-                        waiter.scope.cancel()
-                        sender.scope.cancel()
-
-                    BeforeTheSubmit(cancel)
+                    BeforeTheSubmit(waiter.scope.cancel)
+                    BeforeTheSubmit(sender.scope.cancel)
                 lost += (waiter.outcome, sender.outcome) == (b"x", 1)
                 empty(a)
                 assert empty(c) == (b"z" if sender.outcome == 1 else b"")
@@ -598,6 +594,57 @@ def test_a_connect_goes_on_when_another_descriptor_of_the_socket_is_closed(backe
                     raw.accept()[0].close()
                 assert waiter.error is None
                 assert waits.getpeername() == raw.getsockname()
+
+    run(backend, main)
+
+
+def test_connect_to_a_unix_listener_whose_queue_is_full(backend: Backend, tmp_path: Path) -> None:
+    """EAGAIN, which no poll can wait for. Trio takes the connect for done and the socket is not connected; a busy loop
+    would be worse."""
+
+    async def main() -> None:
+        with socket.socket(socket.AF_UNIX) as raw, socket.socket(socket.AF_UNIX) as first:
+            raw.bind(str(tmp_path / "l"))
+            raw.listen(0)
+            first.connect(raw.getsockname())
+            with trio.socket.socket(socket.AF_UNIX) as sock:
+                await sock.connect(raw.getsockname())
+                with pytest.raises(OSError, match="not connected"):
+                    sock.getpeername()
+                # And once there is room.
+                raw.accept()[0].close()
+                await sock.connect(raw.getsockname())
+                assert sock.getpeername() == raw.getsockname()
+
+    run(backend, main)
+
+
+@pytest.mark.parametrize("how", ["listening", "nobody"])
+def test_connect_goes_on_with_what_was_begun_before(backend: Backend, how: str) -> None:
+    """A connect that the socket's maker began without blocking: wait for how it ends."""
+
+    async def main() -> None:
+        with socket.socket() as raw, socket.socket() as first, socket.socket() as mine:
+            raw.bind(("127.0.0.1", 0))
+            raw.listen(0)
+            first.connect(raw.getsockname())
+            mine.setblocking(False)
+            assert mine.connect_ex(raw.getsockname()) == errno.EINPROGRESS
+            sock = trio.socket.from_stdlib_socket(mine)
+            waiter = Waiter()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(waiter.run, sock.connect, raw.getsockname())
+                await blocked()
+                assert waiter.outcome == "blocked", waiter.error
+                if how == "listening":
+                    raw.accept()[0].close()
+                else:
+                    raw.close()
+            if how == "listening":
+                assert waiter.error is None
+            else:
+                assert isinstance(waiter.error, ConnectionRefusedError)
+                assert str(waiter.error).startswith("[Errno 111] Error connecting to ('127.0.0.1', ")
 
     run(backend, main)
 
@@ -870,21 +917,20 @@ def test_ctrl_c_in_the_middle_of_loops(ring: Backend, seed: int) -> None:
         while True:
             sent[0] += await socks[0].send(b"x" * 700)
 
-    async def main() -> None:
+    async def main(after: float) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sender)
+            timer = threading.Timer(after, signal.raise_signal, [signal.SIGINT])
+            timer.start()
             while True:
                 got[0] += len(await socks[1].recv(500))
 
     with a, b:
         run(ring, wrap)
         for turn in range(15):
-            timer = threading.Timer(0.002 + (turn * 7 + seed * 3) % 11 * 0.0007, signal.raise_signal, [signal.SIGINT])
-            timer.start()
-            with pytest.raises(BaseException) as caught:  # noqa: PT011: KeyboardInterrupt, alone or in a group
-                run(ring, main)
-            assert caught.group_contains(KeyboardInterrupt) or isinstance(caught.value, KeyboardInterrupt)
-            timer.join()
+            with pytest.raises(BaseException, match="Exceptions from Trio nursery") as caught:
+                run(ring, main, (turn * 7 + seed * 3) % 11 * 0.0007)
+            assert caught.group_contains(KeyboardInterrupt)
             # An interrupt between the answer and the addition may lose the count of one call, of ours, not bytes.
             left = len(empty(b))
             slack = sent[0] - got[0] - left
@@ -896,7 +942,9 @@ def test_ctrl_c_in_the_middle_of_loops(ring: Backend, seed: int) -> None:
 
 
 def rss() -> int:
-    """Bytes of memory of this process."""
+    """Bytes of memory of this process, less what the allocator only keeps for the next to ask."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -913,8 +961,6 @@ def test_idle_connections_hold_no_receive_memory(ring: Backend) -> None:
             pass
 
     async def main() -> None:
-        a, b = unix_pair()
-        # Many descriptors of few sockets would do for the kernel, but reads on one take each other's data.
         pairs = [unix_pair() for _ in range(total // 2)]
         socks = [trio.socket.from_stdlib_socket(each) for pair in pairs for each in pair]
         raws = [socket.socket(fileno=sock.fileno()) for sock in socks]
@@ -923,7 +969,6 @@ def test_idle_connections_hold_no_receive_memory(ring: Backend) -> None:
                 for sock in socks:
                     nursery.start_soon(reader, sock)
                 await blocked()
-                gc.collect()
                 idle = rss()
                 data = b"x" * 16384
                 # A few at a time, so that each is answered out of a provided buffer; then all of them at once.
@@ -934,7 +979,6 @@ def test_idle_connections_hold_no_receive_memory(ring: Backend) -> None:
                 for raw in raws:
                     raw.send(data)
                 await blocked()
-                gc.collect()
                 grown = rss() - idle
                 # One provided buffer for each would be 160 MB at least. What there is is the pool's, which is shared.
                 assert grown < 60_000_000, f"{grown:,} bytes for {total:,} connections"
@@ -942,8 +986,7 @@ def test_idle_connections_hold_no_receive_memory(ring: Backend) -> None:
         finally:
             for raw in raws:
                 raw.detach()
-            for each in (a, b, *socks):
-                each.close()
+            close_all(*socks)
 
     try:
         run(ring, main)
@@ -1007,8 +1050,7 @@ def test_serve_tcp_and_open_tcp_stream(backend: Backend) -> None:
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            listeners = await nursery.start(lambda task_status: trio.serve_tcp(
-                echo, 0, host="127.0.0.1", task_status=task_status))  # fmt: skip
+            listeners = await nursery.start(functools.partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
             port = listeners[0].socket.getsockname()[1]
             async with trio.open_nursery() as clients:
                 for number in range(60):
@@ -1081,15 +1123,16 @@ def test_anyio_unix_and_descriptors(backend: Backend, tmp_path: Path) -> None:
                         os.close(fd)
                     await stream.send(b"done")
                 tasks.cancel_scope.cancel()
-        async with await anyio.create_unix_datagram_socket(local_path=tmp_path / "one") as one:
-            async with await anyio.create_connected_unix_datagram_socket(
-                tmp_path / "one", local_path=tmp_path / "two"
-            ) as two:
-                await two.send(b"ping")
-                data, address = await one.receive()
-                assert data == b"ping"
-                await one.sendto(b"pong", address)
-                assert await two.receive() == b"pong"
+        one_path, two_path = tmp_path / "one", tmp_path / "two"
+        async with (
+            await anyio.create_unix_datagram_socket(local_path=one_path) as one,
+            await anyio.create_connected_unix_datagram_socket(one_path, local_path=two_path) as two,
+        ):
+            await two.send(b"ping")
+            data, address = await one.receive()
+            assert data == b"ping"
+            await one.sendto(b"pong", address)
+            assert await two.receive() == b"pong"
 
     anyio_run(backend, main)
 
@@ -1101,12 +1144,17 @@ def test_methods_look_as_before() -> None:
     """Names, signatures and documentation are Trio's own; and what is replaced is reachable."""
     program = """
         import inspect, sys, trio
+        def signature(member):
+            try:
+                return str(inspect.signature(member))
+            except ValueError:  # it follows __wrapped__ to a method of CPython's
+                return None
         def look():
             for cls in trio._socket._SocketType, trio.SocketStream, trio.SocketListener:
                 for name, member in sorted(vars(cls).items()):
                     if inspect.isfunction(member):
                         yield (cls.__name__, name, member.__name__, member.__qualname__, member.__module__,
-                               str(inspect.signature(member)), member.__doc__, inspect.iscoroutinefunction(member))
+                               signature(member), member.__doc__, inspect.iscoroutinefunction(member))
         before = list(look())
         import trio_uring
         assert list(look()) == before
@@ -1118,10 +1166,6 @@ def test_methods_look_as_before() -> None:
         for was, now in zip(before, look(), strict=True):
             assert was == now, (was, now)
     """
-    import subprocess
-    import sys
-    import textwrap
-
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False
     )
@@ -1145,9 +1189,10 @@ def test_called_outside_of_a_run() -> None:
         socks: list[Sock] = []
         run("uring", wrap)
         stream = trio.SocketStream(socks[0])
-        for coroutine in (stream.receive_some(), stream.send_all(b"x"), socks[0].recv(1), socks[0].send(b"x")):
+        calls: list[Any] = [stream.receive_some(), stream.send_all(b"x"), socks[0].recv(1), socks[0].send(b"x")]
+        for coroutine in calls:
             with pytest.raises(RuntimeError, match="must be called from async context"):
-                coroutine.send(None)  # type: ignore[attr-defined]
+                coroutine.send(None)
 
 
 def test_a_subclass_of_trios_socket_is_asked(ring: Backend) -> None:
@@ -1166,7 +1211,7 @@ def test_a_subclass_of_trios_socket_is_asked(ring: Backend) -> None:
 
     async def main() -> None:
         with trio_pair() as (a, b):
-            stream = trio.SocketStream(Mine(a))  # type: ignore[arg-type]
+            stream = trio.SocketStream(Mine(a))
             await stream.send_all(b"x")
             await b.send(b"y")
             assert await stream.receive_some(1) == b"y"
@@ -1179,18 +1224,22 @@ def test_nothing_is_left_in_the_books(ring: Backend) -> None:
     """After many calls that ended in every way: no waiter, no leaving descriptor, nothing in flight."""
 
     async def main() -> None:
+        await blocked()
+        books = manager()
+        # Trio's own task waits for signals.
+        before = [dict(books.readers), in_flight()]
         for turn in range(100):
             a, b = (trio.socket.from_stdlib_socket(each) for each in unix_pair(4608))
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
-                    waiters = [Waiter() for _ in range(4)]
-                    for waiter, call in zip(
-                        waiters,
-                        (a.recv, b.recv_into, trio.SocketStream(a).send_all, b.send),
-                        strict=True,
-                    ):
-                        argument: Any = {0: 10, 1: bytearray(10), 2: bytes(100_000), 3: b""}[waiters.index(waiter)]
-                        nursery.start_soon(waiter.run, call, argument)
+                    calls: list[tuple[Callable[..., Awaitable[Any]], Any]] = [
+                        (a.recv, 10),
+                        (b.recv_into, bytearray(10)),
+                        (trio.SocketStream(a).send_all, bytes(100_000)),
+                        (b.send, b""),
+                    ]
+                    for call, argument in calls:
+                        nursery.start_soon(Waiter().run, call, argument)
                     for _ in range(turn % 6):
                         await trio.lowlevel.checkpoint()
                     if turn % 3 == 0:
@@ -1200,15 +1249,11 @@ def test_nothing_is_left_in_the_books(ring: Backend) -> None:
                     b.close()
                     a.close()
         await blocked()
-        books = manager()
-        assert not books.readers
+        assert [books.readers, in_flight()] == before
         assert not books.writers
         assert not books.leaving
         assert not books.between
-        assert in_flight() == 0
-        assert len(books.operations) == len(books.receives) + len(books.sends)
+        at_rest = books.receives + books.sends
+        assert set(books.operations.values()) == {*books.readers.values(), *at_rest}
 
     run(ring, main)
-
-
-assert trio_uring
