@@ -42,6 +42,7 @@ wheel: packages
 
 bench: $(VENV)/installed
 	@$(BIN)/pip install -q uvloop
+	@cp $(VENV)/lib/python*/site-packages/trio_uring/_ffi.abi3.so trio_uring/  # the measured programs run from the checkout
 	$(BIN)/python -m benchmarks $(BENCH)
 
 $(VENV)/installed: $(SOURCES) | packages
