@@ -366,17 +366,13 @@ _OUT: Final = select.EPOLLOUT
 _OPERATIONS: Final[dict[int, _Operation]] = {
     OP_NOP: _Operation(_nop, on_file=False),
     OP_READV: _Operation(lambda e: _positioned("readv", e), _IN, lambda e: _vector(e.addr, e.length, True)),
-    OP_WRITEV: _Operation(
-        lambda e: _positioned("writev", e), _OUT, lambda e: _vector(e.addr, e.length, False)
-    ),
+    OP_WRITEV: _Operation(lambda e: _positioned("writev", e), _OUT, lambda e: _vector(e.addr, e.length, False)),
     OP_FSYNC: _Operation(lambda e: _call("fdatasync" if e.op_flags & 1 else "fsync", e.file)),
     OP_POLL_ADD: _Operation(_poll),  # its events are the entry's own
     OP_SENDMSG: _Operation(lambda e: _message("sendmsg", e), _OUT, _header),
     OP_RECVMSG: _Operation(lambda e: _message("recvmsg", e), _IN, _header),
     OP_TIMEOUT: _Operation(_timeout, _IN, lambda e: _span(e.addr, _TIMESPEC_SIZE, False), on_file=False),
-    OP_ACCEPT: _Operation(
-        lambda e: _call("accept4", e.file, e.addr, e.offset, e.op_flags), _IN, _peer_address
-    ),
+    OP_ACCEPT: _Operation(lambda e: _call("accept4", e.file, e.addr, e.offset, e.op_flags), _IN, _peer_address),
     OP_CONNECT: _Operation(_connect, _OUT, lambda e: _span(e.addr, e.offset, False)),
     OP_FALLOCATE: _Operation(lambda e: _call("fallocate", e.file, e.length, e.offset, e.addr)),
     OP_OPENAT: _Operation(
@@ -570,9 +566,7 @@ class SimulatedRing(Ring):
         file_index: int = 0,
     ) -> None:
         address = 0 if addr is None else int(ffi.cast("uintptr_t", addr))
-        self._queue(
-            _Entry(opcode, user_data, fd, address, length, offset, op_flags, flags, ioprio, buf_index)
-        )
+        self._queue(_Entry(opcode, user_data, fd, address, length, offset, op_flags, flags, ioprio, buf_index))
 
     def poll(self, fd: int, events: int, user_data: int) -> None:
         self._queue(_Entry(OP_POLL_ADD, user_data, fd, op_flags=events))
@@ -585,9 +579,7 @@ class SimulatedRing(Ring):
     def cancel_fd(self, fd: int) -> None:
         self._cancel_now(fd, CANCEL_FD | CANCEL_ALL)
 
-    def cancel_sync(
-        self, *, user_data: int = 0, fd: int = -1, flags: int = 0, timeout: float | None = None
-    ) -> int:
+    def cancel_sync(self, *, user_data: int = 0, fd: int = -1, flags: int = 0, timeout: float | None = None) -> int:
         self.submit()
         matches = self._matcher(user_data, fd, flags)
         if matches is None:
@@ -1087,9 +1079,7 @@ class SimulatedBufferRing(BufferRing):
     def take(self, flags: int, length: int) -> bytes:
         buffer_id = flags >> CQE_BUFFER_SHIFT
         if not flags & CQE_F_BUFFER or buffer_id not in self._lent or length > self.size:
-            self._violations.append(
-                f"{length} bytes of buffer {buffer_id} were taken and it was not out ({flags=:#x})"
-            )
+            self._violations.append(f"{length} bytes of buffer {buffer_id} were taken and it was not out ({flags=:#x})")
         return super().take(flags, length)
 
     def _take_back(self) -> None:

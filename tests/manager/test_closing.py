@@ -5,6 +5,7 @@ Knows the manager's books; the kernel's side is seen through what the peer of a 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -384,28 +385,59 @@ def test_f18_a_read_cut_short_leaves_the_next_byte_alone(ring: Backend) -> None:
     run(ring, main)
 
 
-def test_f18_many_waits_end_in_one_close(ring: Backend) -> None:
+def test_f18_many_cancelled_waits_end_in_one_close(ring: Backend) -> None:
     """F25: the kernel runs about twenty pieces of deferred work for each entry; a close waits for all of them."""
+    count = 100
 
     async def main() -> None:
         with socket_pair() as (a, b):
-            for _ in range(100):
+            fd = a.fileno()
+
+            async def wait() -> None:
                 with trio.CancelScope() as scope:
                     scope.cancel()
-                    await trio.lowlevel.wait_readable(a)
-            assert sum(manager().leaving.values()) <= 100
-            # These were cancelled one tick after the other. Now a hundred in one tick.
-            waiters = [Waiter() for _ in range(100)]
+                    await trio.lowlevel.wait_readable(fd)
+
+            class BeforeTheSubmit(trio.abc.Instrument):
+                """After all tasks of a tick, before its entries are handed to the kernel."""
+
+                def before_io_wait(self, timeout: float) -> None:
+                    if manager().leaving.get(fd) == count:
+                        trio.lowlevel.notify_closing(fd)
+                        a.close()
+                        told.append(b.recv(1))
+
+            told: list[bytes] = []
+            trio.lowlevel.add_instrument(BeforeTheSubmit())
             async with trio.open_nursery() as nursery:
-                for waiter in waiters:
-                    nursery.start_soon(waiter.run, trio.lowlevel.wait_readable, a)
-                    await blocked()
-                    waiter.scope.cancel()
+                for _ in range(count):
+                    nursery.start_soon(wait)
+            assert told == [b""]
+            await blocked()
+            assert not manager().leaving
+
+    run(ring, main)
+
+
+def test_f18_a_close_gets_its_turn_behind_the_work_of_others(ring: Backend) -> None:
+    """The same with a hundred other descriptors that became ready just before: their work is in front."""
+
+    async def main() -> None:
+        with socket_pair() as (a, b), contextlib.ExitStack() as stack:
+            pipes = [stack.enter_context(pipe()) for _ in range(100)]
+            others, waiter = [Waiter() for _ in pipes], Waiter()
+            async with trio.open_nursery() as nursery:
+                for other, (r, _) in zip(others, pipes, strict=True):
+                    nursery.start_soon(other.run, trio.lowlevel.wait_readable, r)
+                nursery.start_soon(waiter.run, trio.lowlevel.wait_readable, a)
+                await blocked()
+                for _, w in pipes:
+                    os.write(w, b"x")
                 trio.lowlevel.notify_closing(a)
                 a.close()
                 assert b.recv(1) == b""
-            await blocked()
-            assert not manager().leaving
+            assert all(other.ready for other in others)
+            assert isinstance(waiter.error, trio.ClosedResourceError)
 
     run(ring, main)
 

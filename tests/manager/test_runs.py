@@ -338,6 +338,16 @@ for fd in os.listdir("/proc/self/fd"):
     run(ring, main)
 
 
+def test_a_run_holds_two_descriptors(ring: Backend) -> None:
+    """Of its own, beside Trio's: docs/differences.md. On epoll they are three."""
+
+    async def count() -> int:
+        await blocked()
+        return len(descriptors())
+
+    assert run("epoll", count) - run(ring, count) == 1
+
+
 def test_many_subprocesses(ring: Backend) -> None:
     async def main() -> None:
         async def one(number: int) -> None:

@@ -278,9 +278,7 @@ def test_msg_dontwait_answers_eagain(ring: Ring, pair: tuple[socket.socket, sock
     assert reap(ring, 1) == [(ONE, -errno.EAGAIN, 0)]
 
 
-def test_a_whole_send_to_a_slow_reader_is_one_completion(
-    ring: Ring, pair: tuple[socket.socket, socket.socket]
-) -> None:
+def test_a_whole_send_to_a_slow_reader_is_one_completion(ring: Ring, pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     size = 1 << 20
     source = memory(size)
@@ -334,9 +332,7 @@ def test_accept_delivers_a_connection_and_the_peer_address(ring: Ring) -> None:
         assert int.from_bytes(content(address, 2), "little") == socket.AF_INET
 
 
-def test_a_poll_reports_its_events_and_no_others(
-    ring: Ring, pair: tuple[socket.socket, socket.socket]
-) -> None:
+def test_a_poll_reports_its_events_and_no_others(ring: Ring, pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     ring.poll(ours.fileno(), select.POLLOUT, ONE)
     assert reap(ring, 1) == [(ONE, select.POLLOUT, 0)]
@@ -678,9 +674,7 @@ def test_wake_and_completions_in_one_wait(ring: Ring) -> None:
 
 
 @pytest.mark.parametrize("cancels", range(1, 12))
-def test_a_wake_survives_a_cancel_by_descriptor(
-    new_ring: MakeRing, pipe: tuple[int, int], cancels: int
-) -> None:
+def test_a_wake_survives_a_cancel_by_descriptor(new_ring: MakeRing, pipe: tuple[int, int], cancels: int) -> None:
     """F27: `cancel_fd` runs deferred work and makes room in a full queue; it swallows no wake-up."""
     ring = new_ring(*SMALLEST)
     settle(ring)
@@ -819,9 +813,7 @@ def test_sleepers_leave_no_descriptor_behind(kind: str) -> None:
     assert open_descriptors() == before
 
 
-def test_without_descriptors_a_sleeper_is_sent_back(
-    new_ring: MakeRing, no_descriptors: NoDescriptors
-) -> None:
+def test_without_descriptors_a_sleeper_is_sent_back(new_ring: MakeRing, no_descriptors: NoDescriptors) -> None:
     """F35: at the limit the loop lives, if without sleep; below it everything is as always."""
     ring = new_ring(*SMALLEST)
     settle(ring)
@@ -838,9 +830,7 @@ def test_without_descriptors_a_sleeper_is_sent_back(
 
 
 @pytest.mark.parametrize("spare", [0, 1, 2])
-def test_a_ring_that_cannot_be_made_leaves_nothing(
-    kind: str, no_descriptors: NoDescriptors, spare: int
-) -> None:
+def test_a_ring_that_cannot_be_made_leaves_nothing(kind: str, no_descriptors: NoDescriptors, spare: int) -> None:
     """F35: whichever descriptor is one too many."""
     before = open_descriptors()
     with no_descriptors(spare):
@@ -1255,9 +1245,7 @@ def receive(ring: Ring, user_data: int, fd: int, group: int = 0) -> None:
     ring.queue(OP_RECV, user_data, fd, flags=IOSQE_BUFFER_SELECT, buf_index=group)
 
 
-def test_a_receive_picks_a_buffer_and_take_copies_it(
-    ring: Ring, pair: tuple[socket.socket, socket.socket]
-) -> None:
+def test_a_receive_picks_a_buffer_and_take_copies_it(ring: Ring, pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     buffers = ring.make_buffers(2, 16, group=3)
     for user_data in user_datas(20):
@@ -1271,9 +1259,7 @@ def test_a_receive_picks_a_buffer_and_take_copies_it(
         assert buffers.take(completion.flags, completion.res) == text
 
 
-def test_a_receive_takes_no_more_than_the_buffer_holds(
-    ring: Ring, pair: tuple[socket.socket, socket.socket]
-) -> None:
+def test_a_receive_takes_no_more_than_the_buffer_holds(ring: Ring, pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     buffers = ring.make_buffers(2, 4)
     theirs.send(b"longer")
@@ -1389,9 +1375,7 @@ def test_buffers_of_completions_put_aside_come_back(new_ring: MakeRing, pipe: tu
         (2, 1, 65536, "group"),
     ],
 )
-def test_bad_buffer_sizes_are_refused_by_name(
-    ring: Ring, entries: int, size: int, group: int, name: str
-) -> None:
+def test_bad_buffer_sizes_are_refused_by_name(ring: Ring, entries: int, size: int, group: int, name: str) -> None:
     with pytest.raises(ValueError, match=name):
         ring.make_buffers(entries, size, group)
 
@@ -1408,9 +1392,7 @@ def test_a_second_set_of_buffers_is_refused(ring: Ring, pair: tuple[socket.socke
     assert buffers.take(completion.flags, completion.res) == b"x"
 
 
-def test_a_receive_into_buffers_that_are_not_there_fails(
-    ring: Ring, pair: tuple[socket.socket, socket.socket]
-) -> None:
+def test_a_receive_into_buffers_that_are_not_there_fails(ring: Ring, pair: tuple[socket.socket, socket.socket]) -> None:
     pair[1].send(b"x")
     receive(ring, ONE, pair[0].fileno())
     assert reap(ring, 1) == [(ONE, -errno.ENOBUFS, 0)]

@@ -61,9 +61,7 @@ steps = st.one_of(
 class Play:
     """One example: the ring, three socket pairs with traffic one way, and what is known of each entry."""
 
-    def __init__(
-        self, ring: SimulatedRing, buffers: SimulatedBufferRing, ends: list[tuple[Any, Any]]
-    ) -> None:
+    def __init__(self, ring: SimulatedRing, buffers: SimulatedBufferRing, ends: list[tuple[Any, Any]]) -> None:
         self.ring = ring
         self.buffers = buffers
         self.ends = ends

@@ -167,9 +167,7 @@ def test_an_open_and_its_cancel_in_one_batch(ring: Ring, tmp_path: Path) -> None
     before = open_descriptors()
     path = ffi.new("char[]", bytes(tmp_path / "file"))
     for user_data in range(ONE, ONE + 40):
-        ring.queue(
-            OP_OPENAT, user_data, AT_FDCWD, path, 0o600, op_flags=os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
-        )
+        ring.queue(OP_OPENAT, user_data, AT_FDCWD, path, 0o600, op_flags=os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
         ring.cancel(user_data)
         (completion,) = reap(ring, 1)
         if completion.res == -errno.ECANCELED:

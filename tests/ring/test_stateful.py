@@ -172,9 +172,7 @@ class Model(RuleBasedStateMachine):
                 os.close(reader)
 
 
-def test_each_entry_completes_once_whatever_is_called(
-    new_ring: MakeRing, sizes: tuple[int, int | None]
-) -> None:
+def test_each_entry_completes_once_whatever_is_called(new_ring: MakeRing, sizes: tuple[int, int | None]) -> None:
     class OnThisRing(Model):
         def __init__(self) -> None:
             super().__init__(new_ring(*sizes))
@@ -186,9 +184,7 @@ def test_each_entry_completes_once_whatever_is_called(
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
-            phases=[
-                Phase.generate
-            ],  # a lost completion costs PATIENCE, and shrinking would pay it many times
+            phases=[Phase.generate],  # a lost completion costs PATIENCE, and shrinking would pay it many times
             database=None,
             suppress_health_check=list(HealthCheck),
         ),
