@@ -42,7 +42,6 @@ wheel: packages
 
 bench: $(VENV)/installed
 	@$(BIN)/pip install -q uvloop
-	@cp $(VENV)/lib/python*/site-packages/trio_uring/_ffi.abi3.so trio_uring/  # the measured programs run from the checkout
 	$(BIN)/python -m benchmarks $(BENCH)
 
 $(VENV)/installed: $(SOURCES) | packages
@@ -50,6 +49,8 @@ $(VENV)/installed: $(SOURCES) | packages
 	$(BIN)/pip install -q -U pip
 	$(BIN)/pip install -q --force-reinstall --no-deps .
 	$(BIN)/pip install -q ".[test,lint]"
+	@# for what runs in the checkout and so imports the package beside it: python -m trio_uring, python -m benchmarks
+	cp $(VENV)/lib/python*/site-packages/trio_uring/_ffi.abi3.so trio_uring/
 	touch $@
 
 packages:

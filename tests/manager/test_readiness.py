@@ -12,6 +12,7 @@ import os
 import resource
 import select
 import socket
+import subprocess
 import tempfile
 import termios
 import time
@@ -179,17 +180,10 @@ def timerfd() -> Iterator[tuple[int, Callable[[], object]]]:
 
 @kind(READABLE)
 def pidfd() -> Iterator[tuple[int, Callable[[], object]]]:
-    r, w = os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.close(w)
-        os.read(r, 1)
-        os._exit(0)
-    os.close(r)
-    fd = os.pidfd_open(pid)
-    with os.fdopen(fd), os.fdopen(w, "wb") as writer:
-        yield fd, writer.close
-    os.waitpid(pid, 0)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        with os.fdopen(os.pidfd_open(process.pid)) as file:
+            yield file.fileno(), process.stdin.close
 
 
 @kind(READABLE)

@@ -33,7 +33,11 @@ from manager_tools import (
     uncleared,
 )
 
-pytestmark = pytest.mark.usefixtures("descriptors_flat")
+pytestmark = [
+    pytest.mark.usefixtures("descriptors_flat"),
+    # Python 3.12 and newer say so of every fork in a process with threads; Trio keeps some.
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 
 async def ping_pong(rounds: int = 20) -> int:
