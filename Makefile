@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ACCEPTANCE ?= ../shared/acceptance
 SOURCES := pyproject.toml $(wildcard ffi/*) $(wildcard trio_uring/*.py trio_uring/startup/*) README.md
-DEBIAN := gcc:gcc pkg-config:pkg-config liburing-dev:/usr/include/liburing.h strace:strace python3-venv:@venv
+DEBIAN := gcc:gcc pkg-config:pkg-config liburing-dev:/usr/include/liburing.h strace:strace python3-venv:@venv python3-dev:@headers
 
 .PHONY: demo test lint acceptance versions pythons wheel bench clean packages
 
@@ -57,6 +57,8 @@ packages:
 	@missing=""; for pair in $(DEBIAN); do package=$${pair%%:*}; sign=$${pair#*:}; \
 	  case $$sign in \
 	    @venv) $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing $$package";; \
+	    @headers) $(PYTHON) -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null \
+	      || missing="$$missing $$package";; \
 	    /*) [ -e $$sign ] || missing="$$missing $$package";; \
 	    *) command -v $$sign >/dev/null || missing="$$missing $$package";; \
 	  esac; done; \
