@@ -538,6 +538,14 @@ int tu_send(uint64_t ring, int fd, const char *data, unsigned len, unsigned msg_
     return publish(r, sqe);
 }
 
+void tu_nudge(uint64_t ring)
+{
+    tu_ring *r = (tu_ring *)(uintptr_t)ring;
+
+    if (r->state == OPEN && tu_is_owner(r))
+        flush(r, 0, 0);
+}
+
 int tu_cancel(tu_ring *r, uint64_t user_data)
 {
     struct io_uring_sqe *sqe;

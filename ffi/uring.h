@@ -48,6 +48,7 @@ int tu_poll(tu_ring *r, int fd, unsigned events, uint64_t user_data);
 int tu_recv(uint64_t ring, int fd, unsigned len, uint64_t user_data); /* into a provided buffer */
 int tu_send(uint64_t ring, int fd, const char *data, unsigned len, unsigned msg_flags, uint64_t user_data);
 int tu_cancel(tu_ring *r, uint64_t user_data);
+void tu_nudge(uint64_t ring); /* hands over what is queued, if the kernel takes it now; the rest goes with the next wait */
 void tu_present(tu_ring *r);
 unsigned tu_queued(tu_ring *r);
 

@@ -106,6 +106,7 @@ class UringIOManager:
     # Slots: `_sockets` reads these for every operation.
     __slots__ = (
         "_buffers",
+        "alone",
         "between",
         "free_received",
         "free_sent",
@@ -138,6 +139,8 @@ class UringIOManager:
         self.free_received: list[Any] = []
         self.free_sent: list[Any] = []
         self.speculate = backend.speculate
+        # The tick handed out one completion: there is no batch that a send could wait for.
+        self.alone = False
         self.sends: list[Any] = []
         self.last_user_data = FIRST_USER_DATA
 
@@ -197,6 +200,7 @@ class UringIOManager:
         if not events:
             ring.present()
             return
+        self.alone = len(events) == 3
         operations = self.operations
         runner = GLOBAL_RUN_CONTEXT.runner
         runq = runner.runq

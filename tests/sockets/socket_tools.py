@@ -6,6 +6,7 @@ Knows Trio, the public interface and the manager's books; knows nothing of the s
 from __future__ import annotations
 
 import contextlib
+import gc
 import select
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,6 +17,9 @@ import trio.testing
 
 import trio_uring
 from trio_uring._manager import UringIOManager
+
+# Every test here collects the garbage to see what it left open; what is imported by now takes no part in that.
+gc.freeze()
 
 T = TypeVar("T")
 Backend: TypeAlias = "str | trio_uring.UringBackend"

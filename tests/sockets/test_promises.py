@@ -126,7 +126,7 @@ def test_f1_what_is_being_sent_is_pinned(ring: Backend, kind: str, method: str) 
     """Whoever resizes it gets BufferError, until the call is over."""
 
     async def main() -> None:
-        with trio_pair(kind, 4608) as (a, b):
+        with trio_pair(kind, 4608) as (a, _):
             fill(a)
             data = bytearray(b"x" * 30_000)
             calls: dict[str, Callable[[], Awaitable[Any]]] = {
