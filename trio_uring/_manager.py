@@ -113,6 +113,7 @@ class UringIOManager:
         "last_user_data",
         "leaving",
         "operations",
+        "others",
         "readers",
         "receives",
         "ring",
@@ -131,6 +132,8 @@ class UringIOManager:
         self.writers: dict[int, Any] = {}
         # fd -> number of entries on it that are cancelled or abandoned and that the kernel has not ended yet.
         self.leaving: dict[int, int] = {}
+        # fd -> operations in flight of which a descriptor may have many at once (positional reads): a close ends them too.
+        self.others: dict[int, set[Operation]] = {}
         # fd -> operations that were interrupted and whose tasks have not queued them again yet.
         self.between: dict[int, set[Operation]] = {}
         self._buffers: BufferRing | None = None
@@ -172,16 +175,13 @@ class UringIOManager:
         else:
             del self.leaving[fd]
 
-    def now_between(self, operation: Operation) -> None:
-        """It will be queued again, unless its descriptor is closed before its task has run."""
-        self.between.setdefault(operation.fd, set()).add(operation)
-
-    def not_between(self, operation: Operation) -> None:
-        """Its task runs, or it has ended another way."""
-        waiting = self.between.get(operation.fd, set())
-        waiting.discard(operation)
-        if not waiting:
-            self.between.pop(operation.fd, None)
+    def forget(self, operation: Operation, where: dict[int, set[Operation]]) -> None:
+        """Take an operation out of `others` or `between`, if it is there."""
+        same_fd = where.get(operation.fd)
+        if same_fd is not None:
+            same_fd.discard(operation)
+            if not same_fd:
+                del where[operation.fd]
 
     # -------------------------------------------------------------- what Trio's loop calls
 
@@ -277,6 +277,7 @@ class UringIOManager:
         """`trio.lowlevel.notify_closing`: when it returns, no request of the ring holds the file or names the number."""
         fd = _descriptor(fd)
         waiting = [waiters[fd] for waiters in (self.readers, self.writers) if fd in waiters]
+        waiting += self.others.get(fd, ())
         if waiting or fd in self.leaving:
             # In a forked child the ring has gone and there is nothing to cancel; the waiters' tasks are the parent's.
             if not self.ring.closed:

@@ -280,6 +280,8 @@ class Operation:
         manager.operations[user_data] = self
         if self.waiters is not None:
             self.waiters[self.fd] = self
+        elif self.fd >= 0:
+            manager.others.setdefault(self.fd, set()).add(self)
         self.task = GLOBAL_RUN_CONTEXT.task
         try:
             await self.trap
@@ -304,7 +306,7 @@ class Operation:
                 # A non-blocking descriptor that the kernel handed to a worker (F20).
                 await self.manager.wait_ready(self.fd, self.waiters)
         finally:
-            self.manager.not_between(self)
+            self.manager.forget(self, self.manager.between)
         if self.raise_cancel is not None:
             self.raise_cancel()
 
@@ -347,12 +349,15 @@ class Operation:
             self.manager.left(self.fd)
         elif self.waiters is not None:
             del self.waiters[self.fd]
+        elif self.fd >= 0:
+            self.manager.forget(self, self.manager.others)
         task = self.task
         self.task = None
         if task is None:
             self.discard(result, flags)
         elif self._without_effect(result) and self.raise_cancel is None:
-            self.manager.now_between(self)
+            # It will be queued again, unless its descriptor is closed before its task has run.
+            self.manager.between.setdefault(self.fd, set()).add(self)
             return task
         self.keep = None
         return task

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 from manager_tools import (
+    WHERE_THE_STREAM_IS,
     Backend,
     Host,
     Waiter,
@@ -25,6 +26,8 @@ from manager_tools import (
     socket_pair,
     uncleared,
 )
+
+from trio_uring._ring import OP_READ
 
 pytestmark = pytest.mark.usefixtures("descriptors_flat")
 
@@ -343,6 +346,46 @@ def test_f18_after_a_cancelled_operation(ring: Backend) -> None:
             assert waiter.scope.cancelled_caught
             await blocked()
             assert not manager().leaving
+
+    run(ring, main)
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["waiting", "cancelled"])
+def test_f18_operations_of_which_there_may_be_many(ring: Backend, cancelled: bool) -> None:
+    """Without `waiters`, as for positional reads: no turn to wait for, and a close is a close all the same."""
+
+    async def main() -> None:
+        with socket_pair() as (a, b):
+
+            async def reads_too(fd: int) -> None:
+                memory = uncleared(10)
+                await manager().operation(fd, memory).perform(OP_READ, memory, 10, WHERE_THE_STREAM_IS)
+
+            waiters = [Waiter(), Waiter(), Waiter()]
+            async with trio.open_nursery() as nursery:
+                for waiter in waiters:
+                    nursery.start_soon(waiter.run, reads_too, a.fileno())
+                await blocked()
+                if cancelled:
+                    for waiter in waiters:
+                        waiter.scope.cancel()
+                trio.lowlevel.notify_closing(a)
+                a.close()
+                assert b.recv(1) == b""
+            for waiter in waiters:
+                if cancelled:
+                    assert waiter.scope.cancelled_caught
+                else:
+                    assert isinstance(waiter.error, trio.ClosedResourceError)
+            # An end by data leaves nothing in the books either.
+        with pipe() as (r, w):
+            waiter = Waiter()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(waiter.run, reads_too, r)
+                await blocked()
+                os.write(w, b"x")
+            assert waiter.ready
+            assert not manager().others
 
     run(ring, main)
 

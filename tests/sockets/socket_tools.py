@@ -12,13 +12,16 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeAlias, TypeVar
 
+import hypothesis  # noqa: F401, for the first run below
 import trio
 import trio.testing
 
 import trio_uring
 from trio_uring._manager import UringIOManager
 
-# Every test here collects the garbage to see what it left open; what is imported by now takes no part in that.
+# Every test here collects the garbage to see what it left open; what is imported by now takes no part in that. Before that
+# comes a run, in which hypothesis looks for the holder of Trio's random numbers: it would not find one that is frozen.
+trio.run(trio.lowlevel.checkpoint)
 gc.freeze()
 
 T = TypeVar("T")
