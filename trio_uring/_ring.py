@@ -4,8 +4,8 @@ A ring belongs to the thread that makes it (IORING_SETUP_SINGLE_ISSUER): only th
 for two methods that say so. `Ring.wake` may be called from any thread and from a signal handler, and `Ring.wait` from
 another thread sleeps until the owner has something to reap, and reaps nothing itself.
 
-Who owns what. The caller picks the user_data of each entry, at least `FIRST_USER_DATA`, and never the same one twice in
-the life of a ring: a completion then names one entry for ever, and one that nobody waits for is recognised as stale.
+Who owns what. The caller picks the user_data of each entry, at least `FIRST_USER_DATA`, and uses none again whose entry is
+in flight or was ever cancelled: a completion then names one entry, and one that nobody waits for is recognised as stale.
 The caller also keeps alive whatever memory an entry names until its last completion has been reaped (the one without
 IORING_CQE_F_MORE). The ring keeps its half of the bargain in `close`: it does not return the kernel's memory to the
 allocator while the kernel may still write there.
