@@ -39,7 +39,7 @@ from . import _sockaddr
 from ._manager import BUFFER_GROUP, BUFFER_SIZE, UringIOManager
 from ._operation import GLOBAL_RUN_CONTEXT, Operation
 from ._ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, IOSQE_BUFFER_SELECT, OP_RECVMSG, OP_SENDMSG, ffi, lib
-from ._sockets import FAMILIES, MOST, AsyncMethod, family_of, once, replaces, ring_manager, uncleared
+from ._sockets import FAMILIES, MOST, AsyncMethod, address_of, family_of, once, replaces, ring_manager, uncleared
 
 # The kernel's struct user_msghdr (name, its length, iovecs, their number, control, its length, flags), struct
 # iovec and struct cmsghdr, in the machine's own sizes and alignment.
@@ -99,7 +99,7 @@ class Message(Operation):
         self.ring = manager.ring._r
         self.iovecs_at = _CONTROL_AT + (stdlib_socket.CMSG_SPACE(control) if control else 0)
         self.block = uncleared("char[]", self.iovecs_at + buffers * _IOVEC.size)
-        self.block_at = _address_of(self.block)
+        self.block_at = address_of(self.block)
         self.view = ffi.buffer(self.block)
         self.user_data = manager.next_user_data()
         manager.operations[self.user_data] = self
@@ -264,10 +264,6 @@ def _close_passed(ancillary: AncillaryData) -> None:
         os.close(fd)
 
 
-def _address_of(memory: Any) -> int:
-    return int(ffi.cast("uintptr_t", memory))
-
-
 def _manager_for(sock: stdlib_socket.socket, sending: bool) -> UringIOManager | None:
     """The manager to queue an operation with now; None where Trio's own method is to decide."""
     try:
@@ -313,7 +309,7 @@ def _begin_receive(again: bool, sock: stdlib_socket.socket, most: int, control: 
     if again or most > BUFFER_SIZE:
         own = uncleared("char[]", most)
         operation = Received(manager, control, 1, own)
-        operation.describe(_sockaddr.SIZE, ((_address_of(own), most),))
+        operation.describe(_sockaddr.SIZE, ((address_of(own), most),))
         operation.queue(OP_RECVMSG, sock.fileno())
         return operation
     if control:
@@ -349,7 +345,7 @@ def _begin_receive_into(
         return None
     operation = Received(manager, control, len(pinned))
     operation.keep = pinned
-    operation.describe(_sockaddr.SIZE, zip(map(_address_of, pinned), sizes, strict=True))
+    operation.describe(_sockaddr.SIZE, zip(map(address_of, pinned), sizes, strict=True))
     operation.queue(OP_RECVMSG, sock.fileno())
     return operation
 
@@ -377,7 +373,7 @@ def _begin_send(
     operation.keep = pinned
     operation.view[_NAME_AT : _NAME_AT + len(name)] = name
     operation.view[_CONTROL_AT : _CONTROL_AT + len(control)] = control
-    operation.describe(len(name), zip(map(_address_of, pinned), sizes, strict=True))
+    operation.describe(len(name), zip(map(address_of, pinned), sizes, strict=True))
     operation.queue(OP_SENDMSG, sock.fileno(), msg_flags=once(sock))
     return operation
 
@@ -401,9 +397,9 @@ def _begin_send_one(_again: bool, sock: stdlib_socket.socket, data: Any, address
     length = len(name)
     operation.view[_NAME_AT : _NAME_AT + length] = name
     if operation.name == length:
-        _IOVEC.pack_into(operation.view, _CONTROL_AT, _address_of(pinned), size)
+        _IOVEC.pack_into(operation.view, _CONTROL_AT, address_of(pinned), size)
     else:
-        operation.describe(length, ((_address_of(pinned), size),))
+        operation.describe(length, ((address_of(pinned), size),))
     operation.queue(OP_SENDMSG, sock.fileno(), msg_flags=once(sock))
     return operation
 

@@ -371,11 +371,17 @@ def send(original: AsyncMethod) -> AsyncMethod:
     @replaces(original)
     async def send(self: _SocketType, *args: Any, **kwargs: Any) -> int:
         if len(args) == 1 and not kwargs:
-            manager = ring_manager()
-            if manager is not None and manager.speculate:
-                async with _try_sync():
-                    return self._sock.send(args[0])
-            while (operation := begin_send(self._sock, args[0], 0, once(self._sock), speculated=True)) is not None:
+            speculated = False
+            while True:
+                operation = begin_send(self._sock, args[0], 0, once(self._sock), speculated)
+                if operation is None:
+                    manager = ring_manager()
+                    if speculated or manager is None or not manager.speculate:
+                        break
+                    async with _try_sync():
+                        return self._sock.send(args[0])
+                    speculated = True
+                    continue
                 try:
                     await operation.trap
                 except BaseException:
@@ -409,7 +415,7 @@ def accept(original: AsyncMethod) -> AsyncMethod:
         length = ffi.new("unsigned *", _sockaddr.SIZE)
         operation = Accept(manager, sock.fileno(), (where, length), manager.readers)
         fd = await operation.perform(
-            OP_ACCEPT, where, 0, offset=_address_of(length), op_flags=stdlib_socket.SOCK_CLOEXEC
+            OP_ACCEPT, where, 0, offset=address_of(length), op_flags=stdlib_socket.SOCK_CLOEXEC
         )
         try:
             accepted = stdlib_socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
@@ -470,7 +476,8 @@ def _plain(sock: stdlib_socket.socket) -> bool:
     return type(sock) is stdlib_socket.socket and sock.fileno() >= 0 and sock.family in FAMILIES
 
 
-def _address_of(pointer: Any) -> int:
+def address_of(pointer: Any) -> int:
+    """Where the memory of a cffi pointer or array is."""
     return int(ffi.cast("uintptr_t", pointer))
 
 

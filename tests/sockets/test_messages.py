@@ -26,6 +26,7 @@ from trio.socket import SocketType
 from trio_uring import UringBackend, _messages
 from trio_uring._manager import UringIOManager
 from trio_uring._ring import OP_RECVMSG, OP_SENDMSG, ffi
+from trio_uring._sockets import address_of
 
 RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
 ONE_FD = socket.CMSG_SPACE(4)
@@ -964,7 +965,7 @@ def test_descriptors_that_come_as_a_run_ends_are_closed(ring: Backend) -> None:
             memory = bytearray(10)
             operation = _messages.Received(ended, 4 * ONE_FD, 1)
             operation.keep = pinned = ffi.from_buffer(memory)
-            operation.describe(128, ((_messages._address_of(pinned), 10),))
+            operation.describe(128, ((address_of(pinned), 10),))
             operation.queue(OP_RECVMSG, b.fileno())
             ended.close()
             assert memory[:1] == b"x"
