@@ -16,6 +16,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <poll.h>
 #include <sched.h>
@@ -25,7 +26,9 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -38,6 +41,17 @@
 #define TU_LIBURING_VERSION "unknown"
 #endif
 
+/* 0, or the error that preparing an entry answers: a build for tests has faults here (tests/faults/inject.h). */
+#ifndef TU_FAULT_SQE
+#define TU_FAULT_SQE 0
+#endif
+
+/* The binding keeps the interpreter's lock over each call (ffi/build.py); what may block lets go of it between these two. */
+#ifndef TU_LET_GO
+#define TU_LET_GO
+#define TU_TAKE_BACK
+#endif
+
 enum { CLOSED, OPEN, FORKED };
 
 typedef struct {
@@ -45,6 +59,8 @@ typedef struct {
     int64_t res;
     int64_t flags;
 } completion;
+
+typedef struct tu_batch tu_batch; /* batch.c */
 
 typedef struct {
     struct io_uring_buf_ring *ring;
@@ -60,6 +76,7 @@ struct tu_ring {
     int registered; /* index of the registered ring descriptor, or -1 */
     int away;
     int wake_armed; /* the read of the eventfd is queued or in flight */
+    unsigned woken; /* its completion was put aside: the next tu_wait() ends with that */
     int closing;    /* no new read of the eventfd */
     uint64_t owner;
     int notify_fd;          /* signalled by the kernel when the owner has work; for sleepers in other threads */
@@ -70,9 +87,22 @@ struct tu_ring {
     tu_counters stats;
     completion *stash; /* completions taken off a full queue, oldest first */
     unsigned stash_len, stash_cap;
+    uint64_t *owed; /* cancels that there was no room for */
+    unsigned owed_len, owed_cap;
     tu_buffers *buffers;
     unsigned lent; /* how many of buffers->lent are in the caller's hands */
+    tu_batch **batches;
+    unsigned batch_places, batch_live, batch_over; /* over: all completions are there, and nobody has been told */
+    unsigned batch_turn, batch_noted;
+    uint16_t batch_tag;
 };
+
+/* What the queues need to know of batches. The bit is in the user_data of their entries, and of no others. */
+#define BATCH_DATA (1ULL << 63)
+static void batch_note(tu_ring *r, uint64_t user_data, int res);
+static int batch_cancel(tu_ring *r, uint64_t user_data);
+static void batch_cancel_fd(tu_ring *r, int fd);
+static void batch_free_all(tu_ring *r);
 
 #define CLOSING_WAKERS (1 << 30)
 
@@ -107,6 +137,11 @@ static uint64_t this_thread(void)
 
 /* ---------------------------------------------------------------- system calls */
 
+static int transient(int rc)
+{
+    return rc == -EINTR || rc == -EBUSY || rc == -EAGAIN;
+}
+
 static unsigned pending(tu_ring *r)
 {
     return *r->ring.sq.ktail - load(r->ring.sq.khead);
@@ -119,7 +154,7 @@ static int enter(tu_ring *r, unsigned to_submit, unsigned min_complete, unsigned
     struct __kernel_timespec ts;
     void *argp = NULL;
     size_t size = 0;
-    int fd = r->ring.ring_fd;
+    int fd = r->ring.ring_fd, rc;
 
     if (r->registered >= 0) {
         fd = r->registered;
@@ -135,7 +170,12 @@ static int enter(tu_ring *r, unsigned to_submit, unsigned min_complete, unsigned
         flags |= IORING_ENTER_EXT_ARG;
     }
     r->stats.enters++;
-    return io_uring_enter2(fd, to_submit, min_complete, flags, argp, size);
+    {
+        TU_LET_GO;
+        rc = io_uring_enter2(fd, to_submit, min_complete, flags, argp, size);
+        TU_TAKE_BACK;
+    }
+    return rc;
 }
 
 /* ---------------------------------------------------------------- life */
@@ -203,6 +243,7 @@ int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int *step)
     r->owner = this_thread();
     r->state = OPEN;
     r->away = r->wake_armed = r->closing = 0;
+    r->woken = r->owed_len = 0;
     memset(&r->stats, 0, sizeof r->stats);
     register_ring_fd(r);
     atomic_store(&r->wakers, 0);
@@ -210,8 +251,9 @@ int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int *step)
     *step = 3;
     rc = enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1);
     r->stats.enters = 0;
-    if (rc < 0)
-        tu_close(r);
+    if (rc >= 0 || transient(rc))
+        return 0;
+    tu_close(r);
     return rc;
 }
 
@@ -241,6 +283,8 @@ void tu_free(tu_ring *r)
         return;
     tu_close(r);
     free(r->stash);
+    free(r->owed);
+    batch_free_all(r);
     free(r);
 }
 
@@ -295,11 +339,15 @@ int tu_is_owner(tu_ring *r)
 /* ---------------------------------------------------------------- reaping */
 
 /* Whether a completion is the shim's own, which ends here. */
-static int own(tu_ring *r, uint64_t user_data)
+static int own(tu_ring *r, const struct io_uring_cqe *cqe)
 {
-    if (user_data == TU_WAKE_DATA)
+    if (cqe->user_data & BATCH_DATA) {
+        batch_note(r, cqe->user_data, cqe->res);
+        return 1;
+    }
+    if (cqe->user_data == TU_WAKE_DATA)
         r->wake_armed = 0;
-    return user_data < TU_FIRST_USER_DATA;
+    return cqe->user_data < TU_FIRST_USER_DATA;
 }
 
 /* Books a completion as it is handed out, and not before: what waits in the stash is still in flight for everybody. */
@@ -337,7 +385,9 @@ static int stash(tu_ring *r)
     for (; head != tail; head++) {
         const struct io_uring_cqe *cqe = &cq->cqes[head & mask];
 
-        if (!own(r, cqe->user_data) && stash_one(r, cqe) < 0)
+        if (own(r, cqe))
+            store(&r->woken, r->woken | (cqe->user_data == TU_WAKE_DATA));
+        else if (stash_one(r, cqe) < 0)
             break;
     }
     store(cq->khead, head);
@@ -391,7 +441,7 @@ static unsigned reap(tu_ring *r, int64_t *out, unsigned max, unsigned *seen)
         const struct io_uring_cqe *cqe = &cq->cqes[head & mask];
 
         ++*seen;
-        if (!own(r, cqe->user_data)) {
+        if (!own(r, cqe)) {
             account(r, cqe->res, cqe->flags);
             out[3 * n] = (int64_t)cqe->user_data;
             out[3 * n + 1] = cqe->res;
@@ -411,7 +461,7 @@ static unsigned kernel_flags(tu_ring *r)
 
 static unsigned ready(tu_ring *r)
 {
-    return r->stash_len + (load(r->ring.cq.ktail) - *r->ring.cq.khead);
+    return r->stash_len + r->batch_over + (load(r->ring.cq.ktail) - *r->ring.cq.khead);
 }
 
 /* ---------------------------------------------------------------- queueing */
@@ -423,17 +473,21 @@ static unsigned ready(tu_ring *r)
  * bounds the rounds of ROUND_NS without any progress, not the work (F38). */
 static int flush(tu_ring *r, unsigned leave, unsigned rounds)
 {
+    unsigned left = rounds;
+
     while (pending(r) > leave) {
         unsigned before = pending(r);
         int rc = enter(r, before, 0, 0, -1);
 
-        if (pending(r) != before || rc == -EINTR)
+        if (pending(r) != before) {
+            left = rounds;
             continue;
-        if (rc < 0 && rc != -EBUSY && rc != -EAGAIN)
+        }
+        if (rc < 0 && !transient(rc))
             return rc;
         /* The kernel has no room: make some, then wait for what is in flight to give some back. */
         if (stash(r) == 0) {
-            if (rounds-- == 0)
+            if (left-- == 0)
                 return rc < 0 ? rc : -EBUSY;
             enter(r, 0, 1, IORING_ENTER_GETEVENTS, ROUND_NS);
             stash(r);
@@ -445,15 +499,16 @@ static int flush(tu_ring *r, unsigned leave, unsigned rounds)
 static int next_sqe(tu_ring *r, struct io_uring_sqe **out)
 {
     unsigned entries, tail;
+    int rc = TU_FAULT_SQE;
 
+    if (rc < 0)
+        return rc;
     if (r->state != OPEN)
         return refuse(r);
     if (!tu_is_owner(r))
         return -EEXIST;
     entries = *r->ring.sq.kring_entries;
     if (pending(r) == entries) {
-        int rc;
-
         r->stats.sq_flushes++;
         rc = flush(r, entries - 1, PATIENCE);
         if (rc < 0)
@@ -538,6 +593,24 @@ int tu_send(uint64_t ring, int fd, const char *data, unsigned len, unsigned msg_
     return publish(r, sqe);
 }
 
+int tu_read(uint64_t ring, int fd, const char *memory, unsigned len, uint64_t off, uint64_t user_data)
+{
+    return tu_file(fd) ? 1 : tu_rw(ring, IORING_OP_READ, fd, memory, len, off, user_data);
+}
+
+int tu_rw(uint64_t ring, unsigned opcode, int fd, const char *memory, unsigned len, uint64_t off, uint64_t user_data)
+{
+    tu_ring *r = (tu_ring *)(uintptr_t)ring;
+    struct io_uring_sqe *sqe;
+    int rc = next_sqe(r, &sqe);
+
+    if (rc < 0)
+        return rc;
+    io_uring_prep_rw((int)opcode, sqe, fd, memory, len, off);
+    sqe->user_data = user_data;
+    return publish(r, sqe);
+}
+
 void tu_nudge(uint64_t ring)
 {
     tu_ring *r = (tu_ring *)(uintptr_t)ring;
@@ -546,19 +619,47 @@ void tu_nudge(uint64_t ring)
         flush(r, 0, 0);
 }
 
-int tu_cancel(tu_ring *r, uint64_t user_data)
+/* A cancel that was dropped would leave its waiter asleep for ever (F12): the next tu_wait() queues it. */
+static int owe_cancel(tu_ring *r, uint64_t user_data)
 {
-    struct io_uring_sqe *sqe;
-    int rc = next_sqe(r, &sqe);
+    if (r->owed_len == r->owed_cap) {
+        unsigned cap = r->owed_cap ? 2 * r->owed_cap : 16;
+        uint64_t *grown = realloc(r->owed, cap * sizeof *grown);
 
-    if (rc < 0)
-        return rc;
+        if (!grown)
+            return -ENOMEM;
+        r->owed = grown;
+        r->owed_cap = cap;
+    }
+    r->owed[r->owed_len++] = user_data;
+    return r->away ? tu_wake(r) : 0;
+}
+
+static void prepare_cancel(struct io_uring_sqe *sqe, uint64_t user_data)
+{
     sqe->opcode = IORING_OP_ASYNC_CANCEL;
     sqe->fd = -1;
     sqe->addr = user_data;
     sqe->user_data = TU_IGNORED_DATA;
     sqe->flags = IOSQE_CQE_SKIP_SUCCESS;
+}
+
+static int queue_cancel_one(tu_ring *r, uint64_t user_data)
+{
+    struct io_uring_sqe *sqe;
+    int rc = next_sqe(r, &sqe);
+
+    if (rc < 0)
+        return r->state == OPEN && tu_is_owner(r) ? owe_cancel(r, user_data) : rc;
+    prepare_cancel(sqe, user_data);
     return publish(r, sqe);
+}
+
+int tu_cancel(tu_ring *r, uint64_t user_data)
+{
+    int rc = r->batch_live ? batch_cancel(r, user_data) : 0;
+
+    return rc ? (rc < 0 ? rc : 0) : queue_cancel_one(r, user_data);
 }
 
 static int queue_cancel(tu_ring *r, int fd, unsigned flags)
@@ -586,6 +687,10 @@ unsigned tu_queued(tu_ring *r)
     return r->state == OPEN ? pending(r) : 0;
 }
 
+/* ---------------------------------------------------------------- batches */
+
+#include "batch.c"
+
 /* ---------------------------------------------------------------- entering */
 
 int tu_submit(tu_ring *r)
@@ -597,16 +702,35 @@ int tu_submit(tu_ring *r)
     return flush(r, 0, PATIENCE);
 }
 
-static void arm_wake(tu_ring *r)
+/* Without it nobody could end a wait, so where there is no room for it no wait may begin (F26). */
+static int arm_wake(tu_ring *r)
 {
     struct io_uring_sqe *sqe;
+    int rc;
 
-    if (r->wake_armed || r->closing || next_sqe(r, &sqe) < 0)
-        return;
+    if (r->wake_armed || r->closing)
+        return 0;
+    if ((rc = next_sqe(r, &sqe)) < 0)
+        return rc;
     io_uring_prep_rw(IORING_OP_READ, sqe, r->event_fd, &r->event_value, sizeof r->event_value, 0);
     sqe->user_data = TU_WAKE_DATA;
     r->wake_armed = 1;
-    publish(r, sqe);
+    return publish(r, sqe);
+}
+
+static int queue_owed(tu_ring *r)
+{
+    struct io_uring_sqe *sqe;
+
+    while (r->owed_len) {
+        int rc = next_sqe(r, &sqe);
+
+        if (rc < 0)
+            return rc;
+        prepare_cancel(sqe, r->owed[--r->owed_len]);
+        publish(r, sqe);
+    }
+    return 0;
 }
 
 /* Sleeping in another thread than the owner's (guest mode).
@@ -631,10 +755,14 @@ static int sleep_elsewhere(tu_ring *r, int64_t timeout_ns)
     }
     if (read(pfd.fd, &emptied, sizeof emptied) < 0 && errno != EAGAIN)
         return -errno;
-    if (load(r->ring.cq.ktail) != load(r->ring.cq.khead) || load(&r->stash_len) ||
+    if (load(r->ring.cq.ktail) != load(r->ring.cq.khead) || load(&r->stash_len) || load(&r->woken) || load(&r->batch_over) ||
         (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)))
         return 0;
-    rc = ppoll(&pfd, 1, timeout_ns < 0 ? NULL : &ts, NULL);
+    {
+        TU_LET_GO;
+        rc = ppoll(&pfd, 1, timeout_ns < 0 ? NULL : &ts, NULL);
+        TU_TAKE_BACK;
+    }
     if (rc == 0)
         return -ETIME;
     return rc < 0 && errno != EINTR ? -errno : 0;
@@ -684,9 +812,9 @@ static unsigned drain_overflow(tu_ring *r, int64_t *out, unsigned max, unsigned 
 
 int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max)
 {
-    unsigned n, seen = 0;
-    int64_t started = 0;
-    int sleeping, rc = 0;
+    unsigned n, noted, seen = 0;
+    int64_t started = 0, left = timeout_ns;
+    int sleeping, hungry, awake, rc;
 
     if (r->state != OPEN)
         return refuse(r);
@@ -697,31 +825,50 @@ int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max)
         make_notify(r);
     r->away = 0;
     take_back(r);
-    arm_wake(r);
+    if ((rc = arm_wake(r)) == 0)
+        rc = queue_owed(r);
+    if (rc < 0 && !transient(rc))
+        return rc;
+    awake = rc < 0 || r->woken;
+    r->woken = 0;
+again:
+    rc = 0;
+    noted = r->batch_noted;
+    hungry = batch_fill(r);
     if (kernel_flags(r) & IORING_SQ_CQ_OVERFLOW)
         r->stats.cq_overflows++;
-    sleeping = timeout_ns != 0 && !ready(r);
+    sleeping = left != 0 && !hungry && !awake && !ready(r);
+    if (timeout_ns > 0 && !started && (sleeping || r->batch_live))
+        started = now_ns();
     if (sleeping) {
-        if (timeout_ns > 0)
-            started = now_ns();
-        rc = enter(r, pending(r), 1, IORING_ENTER_GETEVENTS, timeout_ns);
+        rc = enter(r, pending(r), 1, IORING_ENTER_GETEVENTS, left);
     } else if (pending(r) || (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
         rc = enter(r, pending(r), 0, IORING_ENTER_GETEVENTS, -1);
     }
     n = reap(r, out, max, &seen);
     n = drain_overflow(r, out, max, n, &seen);
+    n += batch_hand_out(r, out + 3 * n, max - n);
     if (pending(r)) {
         /* The kernel took only a part, or nothing (F22, F23): make room and try again before anybody sleeps on it. */
         int refused = flush(r, 0, 1);
 
-        if (refused < 0 && refused != -EBUSY && refused != -EAGAIN)
+        if (refused < 0 && !transient(refused) && !n)
             return refused;
-        return (int)n;
+        return (int)n; /* the next one tells of the refusal: what has been reaped must not be lost */
     }
-    if (n || seen)
+    /* Batches get on without anybody being told. But for the end of the timeout, a wake-up and a signal. */
+    if (!n && !awake && r->wake_armed && rc != -EINTR && (hungry || r->batch_noted != noted)) {
+        if (timeout_ns > 0 && (left = timeout_ns - (now_ns() - started)) < 0)
+            left = 0;
+        if (hungry || left)
+            goto again;
+    }
+    if (n)
         return (int)n;
-    if (rc < 0 && rc != -ETIME && rc != -EINTR && rc != -EBUSY && rc != -EAGAIN)
+    if (rc < 0 && rc != -ETIME && !transient(rc))
         return rc;
+    if (seen || awake)
+        return 0;
     if (sleeping && rc != -ETIME && (timeout_ns < 0 || now_ns() - started < timeout_ns))
         return 0; /* a signal, or the wake-up of a cancelled entry */
     if (rc == -EINTR)
@@ -760,13 +907,14 @@ int tu_wake(tu_ring *r)
  * twenty pieces run per enter (F25). The completion queue may fill up meanwhile, hence the stash. */
 static int run_deferred(tu_ring *r)
 {
+    unsigned left = PATIENCE;
     int rc = flush(r, 0, PATIENCE);
 
     if (rc < 0)
         return rc;
     do {
         rc = enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1);
-        if (rc < 0 && rc != -EINTR && rc != -EBUSY && rc != -EAGAIN)
+        if (rc < 0 && (!transient(rc) || left-- == 0))
             return rc;
         if ((kernel_flags(r) & IORING_SQ_CQ_OVERFLOW) && stash(r) == 0)
             break;
@@ -776,7 +924,10 @@ static int run_deferred(tu_ring *r)
 
 int tu_cancel_fd(tu_ring *r, int fd)
 {
-    int rc = queue_cancel(r, fd, IORING_ASYNC_CANCEL_FD | IORING_ASYNC_CANCEL_ALL);
+    int rc;
+
+    batch_cancel_fd(r, fd);
+    rc = queue_cancel(r, fd, IORING_ASYNC_CANCEL_FD | IORING_ASYNC_CANCEL_ALL);
 
     return rc < 0 ? rc : run_deferred(r);
 }
@@ -786,6 +937,7 @@ int tu_cancel_all(tu_ring *r)
     int rc;
 
     r->closing = 1;
+    batch_cancel_fd(r, -1);
     rc = queue_cancel(r, -1, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
     return rc < 0 ? rc : run_deferred(r);
 }
@@ -806,7 +958,12 @@ int tu_cancel_sync(tu_ring *r, uint64_t user_data, int fd, unsigned flags, int64
     reg.flags = flags;
     reg.timeout.tv_sec = timeout_ns < 0 ? -1 : timeout_ns / 1000000000;
     reg.timeout.tv_nsec = timeout_ns < 0 ? -1 : timeout_ns % 1000000000;
-    return io_uring_register(r->ring.ring_fd, IORING_REGISTER_SYNC_CANCEL, &reg, 1);
+    {
+        TU_LET_GO;
+        rc = io_uring_register(r->ring.ring_fd, IORING_REGISTER_SYNC_CANCEL, &reg, 1);
+        TU_TAKE_BACK;
+    }
+    return rc;
 }
 
 int tu_idle(tu_ring *r)
@@ -882,7 +1039,75 @@ int tu_buffers_free(tu_ring *r)
     return rc;
 }
 
+/* ---------------------------------------------------------------- without a ring */
+
+int tu_file(int fd)
+{
+    int flags;
+
+    if (lseek(fd, 0, SEEK_CUR) < 0 && errno != EINVAL) /* EINVAL: a directory of some file systems */
+        return -errno;
+    flags = fcntl(fd, F_GETFL);
+    return flags < 0 ? -errno : flags & O_DIRECT ? TU_DIRECT : 0;
+}
+
+int tu_statx(int dirfd, const char *path, int flags, unsigned mask, char *out)
+{
+    return syscall(SYS_statx, dirfd, path, flags, mask, out) < 0 ? -errno : 0;
+}
+
+int tu_fallocate(int fd, int mode, int64_t offset, int64_t length)
+{
+    return fallocate(fd, mode, offset, length) < 0 ? -errno : 0;
+}
+
 /* ---------------------------------------------------------------- probing */
+
+/* f_type of statfs(2). None of them has a ->flush operation that waits, and none asks another process or machine. */
+static const long local_filesystems[] = {
+    0xef53,     /* ext2, ext3, ext4 */
+    0x58465342, /* xfs */
+    0x9123683e, /* btrfs */
+    0x01021994, /* tmpfs */
+    0x794c7630, /* overlayfs, over one of the others */
+    0xf2f52010, /* f2fs */
+    0x2fc12fc1, /* zfs */
+    0xca451a4e, /* bcachefs */
+    0x858458f6, /* ramfs */
+    0x3153464a, /* jfs */
+    0x4d44,     /* vfat */
+    0x2011bab0, /* exfat */
+    0x73717368, /* squashfs */
+    0xe0f5e1e2, /* erofs */
+    0x9660,     /* iso9660 */
+};
+
+int tu_file_kind(int fd)
+{
+    struct stat st;
+    struct statfs fs;
+
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    if (!S_ISREG(st.st_mode))
+        return S_ISFIFO(st.st_mode) ? TU_FIFO : 0;
+    if (fstatfs(fd, &fs) < 0)
+        return -errno;
+    for (size_t i = 0; i < sizeof local_filesystems / sizeof *local_filesystems; i++)
+        if ((long)fs.f_type == local_filesystems[i])
+            return TU_LOCAL;
+    return 0;
+}
+
+int64_t tu_remaining(int fd)
+{
+    struct stat st;
+    off_t at = lseek(fd, 0, SEEK_CUR);
+
+    if (at < 0 || fstat(fd, &st) < 0)
+        return -errno;
+    return st.st_size - at;
+}
 
 int tu_try_setup(unsigned flags, unsigned entries)
 {

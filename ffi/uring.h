@@ -47,6 +47,9 @@ int tu_poll(tu_ring *r, int fd, unsigned events, uint64_t user_data);
 /* The two that a busy server makes most. They take the ring as a number, which the binding converts in a fraction of the time. */
 int tu_recv(uint64_t ring, int fd, unsigned len, uint64_t user_data); /* into a provided buffer */
 int tu_send(uint64_t ring, int fd, const char *data, unsigned len, unsigned msg_flags, uint64_t user_data);
+/* tu_read() is tu_rw() after a tu_file() that answered 0; else it answers 1 and queues nothing. */
+int tu_read(uint64_t ring, int fd, const char *memory, unsigned len, uint64_t off, uint64_t user_data);
+int tu_rw(uint64_t ring, unsigned opcode, int fd, const char *memory, unsigned len, uint64_t off, uint64_t user_data);
 int tu_cancel(tu_ring *r, uint64_t user_data);
 void tu_nudge(uint64_t ring); /* hands over what is queued, if the kernel takes it now; the rest goes with the next wait */
 void tu_present(tu_ring *r);
@@ -65,6 +68,28 @@ int tu_cancel_fd(tu_ring *r, int fd);
 int tu_cancel_all(tu_ring *r);
 int tu_cancel_sync(tu_ring *r, uint64_t user_data, int fd, unsigned flags, int64_t timeout_ns);
 int tu_idle(tu_ring *r); /* nothing of the owner's nor of the shim's own is in flight */
+
+/* Batches of reads (batch.c): `count` reads of fd, each of lengths[i] bytes (at most INT_MAX) at offsets[i] into
+ * addresses[i] + skip, at most `window` of them in flight, and one completion of user_data when all are over. Its res is
+ * `count`, or -ECANCELED where tu_cancel(user_data), or the end of the descriptor or of the ring, left some undone; its
+ * flags are the number of those with less than asked for. results[i] is the number of bytes, fewer than asked for
+ * only at the end of the file, or a negated errno. With a `bounce` of window pieces of bounce_size bytes the kernel reads
+ * there, and the shim copies. All memory stays the caller's to keep until that completion. */
+int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *lengths, const uint64_t *addresses,
+                  uint64_t skip, int32_t *results, unsigned count, unsigned window, char *bounce, uint64_t bounce_size,
+                  uint64_t user_data);
+
+/* System calls without a ring, for any thread. tu_file() tells what a positional transfer has to know of a descriptor:
+ * 0, TU_DIRECT (O_DIRECT is set), -ESPIPE where it has no positions, or -EBADF. */
+#define TU_DIRECT 1
+int tu_file(int fd);
+int tu_statx(int dirfd, const char *path, int flags, unsigned mask, char *out); /* out: 256 bytes */
+int tu_fallocate(int fd, int mode, int64_t offset, int64_t length);
+/* What a descriptor is: TU_LOCAL for a regular file of a filesystem that has its data at hand in this machine, TU_FIFO, 0, or an error. */
+#define TU_LOCAL 1
+#define TU_FIFO 2
+int tu_file_kind(int fd);
+int64_t tu_remaining(int fd); /* bytes between the file's position and its end, negative behind the end, or an error */
 
 /* Provided buffers, one set for a ring: `entries` (a power of two, 1 to 32768) of `size` bytes each, at base; group id
  * `group`. The buffers named by completions of one tu_wait() are the kernel's again at the next: copy out before. */

@@ -27,7 +27,8 @@ if there are any: waiting ones, and cancelled ones that the kernel has not ended
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import logging
 import select
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
@@ -35,9 +36,9 @@ from typing import Any, Final, Protocol
 import attrs
 import trio
 
-from ._operation import GLOBAL_RUN_CONTEXT, Operation, Poll, busy
+from ._operation import GLOBAL_RUN_CONTEXT, Operation, Poll, SocketTransfer, busy
 from ._options import UringBackend
-from ._ring import FIRST_USER_DATA, BufferRing, Ring
+from ._ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, FIRST_USER_DATA, BufferRing, Ring
 
 
 class HasFileno(Protocol):
@@ -74,6 +75,8 @@ class UringStatistics:
     backend: str = attrs.field(init=False, default="uring")
 
 
+_log = logging.getLogger(__package__)
+
 # One default receive of Trio's and AnyIO's (65,536 bytes) fits one provided buffer.
 BUFFER_SIZE: Final = 65536
 BUFFER_COUNT: Final = 256
@@ -92,6 +95,15 @@ def _descriptor(fd: int | HasFileno) -> int:
     return fd
 
 
+def _discard(operations: dict[int, Any], events: Events) -> None:
+    """The run is over: nobody takes these results, and those that are descriptors have to be closed."""
+    each = iter(events)
+    for user_data, result, flags in zip(each, each, each, strict=True):
+        operation = operations.get(user_data)
+        if operation is not None:
+            operation.discard(result, flags)
+
+
 class UringIOManager:
     """A Trio I/O manager on one ring, made, used and closed by the thread of the run.
 
@@ -105,9 +117,9 @@ class UringIOManager:
 
     # Slots: `_sockets` reads these for every operation.
     __slots__ = (
-        "_buffers",
         "alone",
         "between",
+        "buffers",
         "free_received",
         "free_sent",
         "last_user_data",
@@ -119,6 +131,7 @@ class UringIOManager:
         "ring",
         "sends",
         "speculate",
+        "transfers",
         "writers",
     )
 
@@ -127,6 +140,7 @@ class UringIOManager:
         # user_data -> Poll or Operation: what a completion may name, and whose memory the kernel may still touch.
         self.operations: dict[int, Any] = {}
         self.ring.keep = self.operations
+        self.ring.abandoned = functools.partial(_discard, self.operations)
         # fd -> the Poll or Operation that a task is waiting in.
         self.readers: dict[int, Any] = {}
         self.writers: dict[int, Any] = {}
@@ -136,7 +150,7 @@ class UringIOManager:
         self.others: dict[int, set[Operation]] = {}
         # fd -> operations that were interrupted and whose tasks have not queued them again yet.
         self.between: dict[int, set[Operation]] = {}
-        self._buffers: BufferRing | None = None
+        self.buffers: BufferRing | None = None
         # Operations ready for use again.
         self.receives: list[Any] = []
         self.free_received: list[Any] = []
@@ -145,6 +159,7 @@ class UringIOManager:
         # The tick handed out one completion: there is no batch that a send could wait for.
         self.alone = False
         self.sends: list[Any] = []
+        self.transfers: list[Any] = []
         self.last_user_data = FIRST_USER_DATA
 
     def next_user_data(self) -> int:
@@ -152,16 +167,16 @@ class UringIOManager:
         self.last_user_data += 1
         return self.last_user_data
 
-    @property
-    def buffers(self) -> BufferRing | None:
-        """The provided buffers that receives share; pages that no data has touched take no memory.
+    def make_buffers(self) -> None:
+        """Make the provided buffers that receives share, unless they are there; pages that no data has touched take no memory.
 
-        None where the kernel will not have them; a receive that asks for one is then answered with ENOBUFS.
+        Where the kernel will not have them, a receive that asks for one is answered with ENOBUFS.
         """
-        if self._buffers is None:
-            with contextlib.suppress(OSError):
-                self._buffers = self.ring.make_buffers(BUFFER_COUNT, BUFFER_SIZE, BUFFER_GROUP)
-        return self._buffers
+        if self.buffers is None:
+            try:
+                self.buffers = self.ring.make_buffers(BUFFER_COUNT, BUFFER_SIZE, BUFFER_GROUP)
+            except OSError as error:
+                _log.debug("no provided buffers, each receive takes memory of its own: %s", error)
 
     def now_leaving(self, fd: int) -> None:
         """An entry has left `readers` or `writers` before its completion."""
@@ -205,14 +220,31 @@ class UringIOManager:
         runner = GLOBAL_RUN_CONTEXT.runner
         runq = runner.runq
         observed = "task_scheduled" in runner.instruments
+        memory = self.buffers.memory if self.buffers else b""
         each = iter(events)
         for user_data, result, flags in zip(each, each, each, strict=True):
-            operation = operations.get(user_data)
-            if operation is None:
+            try:
+                operation = operations[user_data]
+            except KeyError:
                 continue  # stale
-            task = operation.complete(result, flags)
-            if task is None:
-                continue
+            if (
+                operation.__class__ is SocketTransfer
+                and result > 0
+                and operation.raise_cancel is None
+                and operation.task is not None
+            ):
+                # SocketTransfer.complete and BufferRing.take flattened; and it stays in the books (benchmarks, echo_stream_1k).
+                if flags & CQE_F_BUFFER:
+                    start = (flags >> CQE_BUFFER_SHIFT) * BUFFER_SIZE
+                    operation.data = memory[start : start + result]
+                operation.result = result
+                task = operation.task
+                operation.task = operation.keep = None
+                del operation.waiters[operation.fd]  # type: ignore[union-attr]
+            else:
+                task = operation.complete(result, flags)
+                if task is None:
+                    continue
             if observed:
                 runner.reschedule(task, None)
             else:
@@ -246,12 +278,9 @@ class UringIOManager:
 
         Memory that it will not let go of is kept for the rest of the process, with a ResourceWarning.
         """
-        operations = self.operations
-        each = iter(self.ring.close(keep=operations))
-        for user_data, result, flags in zip(each, each, each, strict=True):
-            operation = operations.get(user_data)
-            if operation is not None:
-                operation.discard(result, flags)
+        _discard(self.operations, self.ring.close(keep=self.operations))
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("ring closed: %s", self.statistics())
 
     # -------------------------------------------------------------- what trio.lowlevel exports
 

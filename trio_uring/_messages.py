@@ -193,6 +193,8 @@ class Received(Message):
         self.own = own
         self.pooled = pooled
         # Made here, before the first entry that asks for one; without them the kernel answers ENOBUFS.
+        if pooled:
+            manager.make_buffers()
         self.provided: Any = manager.buffers.memory if pooled and manager.buffers else b""
         self.most = 0
         self.data = b""
@@ -224,6 +226,7 @@ class Received(Message):
 
     def discard(self, result: int, flags: int) -> None:
         """Nobody will take the message: close the descriptors that came with it."""
+        super().discard(result, flags)
         if result >= 0 and self.control:
             _close_passed(self.ancillary())
 

@@ -53,7 +53,7 @@ import trio
 from trio._core import _run, _traps
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
-from ._ring import CQE_F_MORE, OP_POLL_ADD, POLL_ADD_MULTI
+from ._ring import CQE_F_BUFFER, CQE_F_MORE, OP_POLL_ADD, POLL_ADD_MULTI
 
 if TYPE_CHECKING:
     from ._manager import UringIOManager
@@ -86,15 +86,16 @@ def raise_closed() -> NoReturn:
     raise trio.ClosedResourceError(CLOSED_MESSAGE)
 
 
-class Trap(tuple[object]):
+class Trap(list[object]):
     """Awaiting it hands its one item, a message, to Trio's scheduler.
 
-    In place of a generator: a tuple iterator yields the message and is exhausted when the task is resumed, so an operation
-    makes its trap once, and a sleep runs no frame and allocates no generator. It takes resumption with None only.
+    In place of a generator: a list iterator yields the message and is exhausted when the task is resumed, so an operation
+    makes its trap once, and a sleep runs no frame and allocates no generator. It takes resumption with None only. The
+    reversed iterator, because that method is one that CPython calls without making a bound one first.
     """
 
     __slots__ = ()
-    __await__: Any = tuple.__iter__
+    __await__: Any = list.__reversed__
 
 
 class Poll:
@@ -223,7 +224,7 @@ class Operation:
         self.result = 0
         self.flags = 0
         self.user_data = 0
-        self.trap = Trap((_traps.WaitTaskRescheduled(self.abort),))
+        self.trap = Trap([_traps.WaitTaskRescheduled(self.abort)])
 
     @trio.lowlevel.enable_ki_protection
     async def perform(
@@ -339,7 +340,7 @@ class Operation:
     def complete(self, result: int, flags: int) -> Task | None:
         """The last completion has been reaped: the memory is the task's again. Answers the task to be rescheduled.
 
-        With None, and not with an Outcome: what the trap, a tuple iterator, can be resumed with.
+        With None, and not with an Outcome: what the trap, a list iterator, can be resumed with.
         """
         self.result = result
         self.flags = flags
@@ -364,3 +365,36 @@ class Operation:
 
     def discard(self, result: int, flags: int) -> None:
         """Nobody will take the result. Operations whose result is a descriptor close it here (F9)."""
+        # Not left to the garbage collector, which may clear a memoryview before what pins it: CPython then crashes (3.11).
+        self.keep = None
+
+
+class SocketTransfer(Operation):
+    """IORING_OP_RECV into a provided buffer, or IORING_OP_SEND of `size` bytes of memory that `keep` pins.
+
+    Used again, from `manager.receives` or `manager.sends`, as long as it moves data and nobody ever cancelled it. One class
+    for both: the interpreter makes the code that handles completions fast for one class at a time (CPython 3.11).
+
+    Attributes:
+      data: what was received; None where the completion brought none.
+      ring: what `tu_recv` and `tu_send` take.
+    """
+
+    __slots__ = ("data", "ring", "size")
+
+    def __init__(self, manager: UringIOManager, waiters: dict[int, Any]) -> None:
+        super().__init__(manager, -1, None, waiters)
+        self.ring = manager.ring.address
+        self.data: bytes | None = None
+        self.size = 0
+        self.user_data = manager.next_user_data()
+        manager.operations[self.user_data] = self
+
+    def complete(self, result: int, flags: int) -> Task | None:
+        """The completion has been reaped. `UringIOManager.process_events` has the frequent case, data and nobody cancelled."""
+        if result > 0 and flags & CQE_F_BUFFER:
+            assert self.manager.buffers is not None
+            self.data = self.manager.buffers.take(flags, result)  # before the buffer goes back
+        if self.task is None and not self.leaving:
+            return None  # at rest: not its completion
+        return super().complete(result, flags)

@@ -22,6 +22,7 @@ import os
 import time
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any, Final
 
 from ._availability import unavailable
@@ -29,6 +30,10 @@ from ._availability import unavailable
 try:
     from ._ffi import ffi as ffi
     from ._ffi import lib as lib
+
+    lib.tu_add_calls(b"trio_uring._ffi")
+    from ._ffi import tu_recv as tu_recv
+    from ._ffi import tu_send as tu_send
 except ImportError as missing:  # told at the first use, so that importing the package works everywhere
     ffi = lib = None
     _shim_missing: ImportError | None = missing
@@ -59,6 +64,11 @@ OP_SEND: Final = 26
 OP_RECV: Final = 27
 OP_SPLICE: Final = 30
 OP_SHUTDOWN: Final = 34
+OP_RENAMEAT: Final = 35
+OP_UNLINKAT: Final = 36
+OP_MKDIRAT: Final = 37
+OP_SYMLINKAT: Final = 38
+OP_LINKAT: Final = 39
 
 CQE_F_BUFFER: Final = 1 << 0
 CQE_F_MORE: Final = 1 << 1
@@ -80,6 +90,7 @@ _STEPS: Final = {1: "setup", 2: "eventfd", 3: "enter"}
 _MOST_AT_ONCE: Final = 4096  # completions handed out by one wait
 # Seconds in which the memory of rings closed before counts no longer (F34; measured on 6.18: about 20 ms).
 _MEMORY_BACK: Final = 0.2
+_ROUND: Final = 0.05  # seconds in a wait between two rounds of cancels at the end
 _SMALLEST: Final = 8  # entries at which a ring that does not fit in memory gives up shrinking
 
 # What a ring that could not be drained keeps alive for the rest of the process (invariant 8).
@@ -142,9 +153,11 @@ class Ring:
     Attributes:
       keep: whatever holds the memory that entries in flight name, for a ring that is never closed and that the garbage
         collector finds: `close` gets it then.
+      abandoned: called in that case with the completions that `close` returned, which may be of descriptors (F9).
     """
 
     keep: object = None
+    abandoned: Callable[[list[int]], object] | None = None
 
     def __init__(self, sq_entries: int = 512, cq_entries: int | None = None) -> None:
         self._closed = True
@@ -261,8 +274,12 @@ class Ring:
 
         The target's own completion tells the outcome.
         """
+        if self._closed:
+            # Nothing is left to cancel. And not asked of the shim: a coroutine that the garbage collector closes together
+            # with the ring may come here when it has freed what `_r` points to.
+            return
         rc = lib.tu_cancel(self._r, user_data)
-        if rc and not self._closed:  # closed: there is nothing left to cancel
+        if rc:
             self._fail(rc)
 
     def cancel_fd(self, fd: int) -> None:
@@ -320,7 +337,9 @@ class Ring:
         From another thread: sleeps until the owner has something to reap or the timeout expires, and answers [] or None.
         The first such call answers [] at once, because the owner must first arrange in its next `wait` to be watched.
         """
-        n = lib.tu_wait(self._r, -1 if timeout is None else int(timeout * 1e9), self._out, self._max)
+        # Never negative, which is the shim's word for ever.
+        ns = -1 if timeout is None else int(timeout * 1e9) if timeout > 0 else 0
+        n = lib.tu_wait(self._r, ns, self._out, self._max)
         if n > 0:
             return ffi.unpack(self._out, 3 * n)  # type: ignore[no-any-return]
         if n == -errno.ETIME:
@@ -369,20 +388,22 @@ class Ring:
     def _drain(self, deadline: float) -> list[int]:
         reaped: list[int] = []
         while True:
-            # Again in each round: a request that was busy when it was cancelled (EALREADY) may have gone back to waiting.
-            if lib.tu_cancel_all(self._r) < 0:
-                return reaped
-            more = self.wait(0)
-            if more:
-                reaped += more
+            # Again in each round: a request that was busy when it was cancelled (EALREADY) may have gone back to waiting,
+            # and what the kernel refused this time it may take the next.
+            lib.tu_cancel_all(self._r)
+            self._take(reaped, 0)
             if lib.tu_idle(self._r):
                 return reaped
             left = deadline - time.monotonic()
             if left <= 0:
                 return reaped
-            more = self.wait(min(left, 0.05))
-            if more:
-                reaped += more
+            self._take(reaped, min(left, _ROUND))
+
+    def _take(self, reaped: list[int], timeout: float) -> None:
+        try:
+            reaped += self.wait(timeout) or ()
+        except (OSError, ValueError):  # a refusal; `_drain` has its own bound
+            time.sleep(timeout)
 
     def _warn_of(self, count: int) -> None:
         where = "in time" if lib.tu_is_owner(self._r) else "because another thread than its owner closed the ring"
@@ -397,7 +418,9 @@ class Ring:
             try:
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             finally:
-                self.close(keep=self.keep)
+                reaped = self.close(keep=self.keep)
+                if self.abandoned is not None:
+                    self.abandoned(reaped)
 
     def _forked(self) -> None:
         """In a forked child, before any other Python code: give up our copies of the descriptors, touch nothing else."""

@@ -33,18 +33,15 @@ from typing import Any, Final
 import trio
 from trio._highlevel_socket import _translate_socket_errors_to_stream_errors
 from trio._socket import _SocketType, _try_sync
-from trio.lowlevel import Task
 
 from . import _sockaddr
 from ._manager import BUFFER_SIZE, UringIOManager
-from ._operation import GLOBAL_RUN_CONTEXT, INTERRUPTED, Operation
-from ._ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, OP_ACCEPT, OP_CONNECT, OP_RECV, ffi, lib
+from ._operation import GLOBAL_RUN_CONTEXT, INTERRUPTED, Operation, SocketTransfer
+from ._ring import OP_ACCEPT, OP_CONNECT, OP_RECV, ffi, lib, tu_recv, tu_send
 
 # SQE lengths have 32 bits; the kernel caps a transfer there anyway (MAX_RW_COUNT).
 MOST: Final = 0x7FFFF000
 MSG_WAITALL: Final = int(stdlib_socket.MSG_WAITALL)
-tu_recv = lib.tu_recv
-tu_send = lib.tu_send
 tu_nudge = lib.tu_nudge
 
 # Memory for a receive: not cleared first, since only what the kernel wrote is read.
@@ -73,72 +70,6 @@ def replaces(original: AsyncMethod) -> Callable[[AsyncMethod], AsyncMethod]:
 
 
 # ------------------------------------------------------------------ operations
-
-
-class Receive(Operation):
-    """IORING_OP_RECV into a provided buffer; `data` is what came, None where no buffer was used.
-
-    Used again, from `manager.receives`, as long as it ends with data and nobody ever cancelled it.
-    """
-
-    __slots__ = ("data", "memory", "ring")
-
-    def __init__(self, manager: UringIOManager) -> None:
-        super().__init__(manager, -1, None, manager.readers)
-        # Without buffers the kernel answers every receive with ENOBUFS.
-        self.memory = manager.buffers.memory if manager.buffers else b""
-        self.ring = manager.ring.address
-        self.data: bytes | None = None
-        self.user_data = manager.next_user_data()
-        manager.operations[self.user_data] = self
-
-    def complete(self, result: int, flags: int) -> Task | None:
-        """The completion has been reaped: copy the data out, before the buffer goes back."""
-        task = self.task
-        if result > 0 and flags & CQE_F_BUFFER:
-            start = (flags >> CQE_BUFFER_SHIFT) * BUFFER_SIZE
-            self.data = self.memory[start : start + result]  # BufferRing.take, flattened
-            if task is not None and self.raise_cancel is None:
-                # Operation.complete, flattened; and it stays in the books.
-                self.result = result
-                self.task = None
-                del self.waiters[self.fd]  # type: ignore[union-attr]
-                return task
-        else:
-            self.data = None
-        if task is None and not self.leaving:
-            return None  # at rest: not its completion
-        return Operation.complete(self, result, flags)
-
-
-class Send(Operation):
-    """IORING_OP_SEND of `size` bytes of memory that `keep` pins.
-
-    Used again, from `manager.sends`, as long as it succeeds and nobody ever cancelled it.
-    """
-
-    __slots__ = ("ring", "size")
-
-    def __init__(self, manager: UringIOManager) -> None:
-        super().__init__(manager, -1, None, manager.writers)
-        self.ring = manager.ring.address
-        self.size = 0
-        self.user_data = manager.next_user_data()
-        manager.operations[self.user_data] = self
-
-    def complete(self, result: int, flags: int) -> Task | None:
-        """The completion has been reaped: the memory is the caller's to resize again."""
-        task = self.task
-        self.keep = None
-        if task is not None and result >= 0 and self.raise_cancel is None:
-            # Operation.complete, flattened; and it stays in the books.
-            self.result = result
-            self.task = None
-            del self.waiters[self.fd]  # type: ignore[union-attr]
-            return task
-        if task is None and not self.leaving:
-            return None  # at rest: not its completion
-        return Operation.complete(self, result, flags)
 
 
 class Connect(Operation):
@@ -182,7 +113,7 @@ def once(sock: stdlib_socket.socket) -> int:
     return 0
 
 
-def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = False) -> Receive | None:
+def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = False) -> SocketTransfer | None:
     """Queue a receive of at most `most` bytes; None where Trio's own method is to decide what happens.
 
     And where the run speculates (`UringBackend.speculate`) and that attempt has not been made yet.
@@ -206,9 +137,10 @@ def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = Fals
     if fd < 0 or fd in readers:
         return None
     try:
-        receive: Receive = manager.receives.pop()
+        receive: SocketTransfer = manager.receives.pop()
     except IndexError:
-        receive = Receive(manager)
+        manager.make_buffers()
+        receive = SocketTransfer(manager, readers)
     rc = tu_recv(receive.ring, fd, most, receive.user_data)
     if rc:
         manager.ring._fail(rc)
@@ -218,7 +150,7 @@ def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = Fals
     return receive
 
 
-async def _received_nothing(receive: Receive, sock: stdlib_socket.socket, most: int) -> bytes:
+async def _received_nothing(receive: SocketTransfer, sock: stdlib_socket.socket, most: int) -> bytes:
     """After a completion without data: the end, an error, or another attempt with a buffer of its own."""
     if receive.result == 0:
         return b""
@@ -238,7 +170,7 @@ async def _receive_unpooled(manager: UringIOManager, sock: stdlib_socket.socket,
 
 def begin_send(
     sock: stdlib_socket.socket, data: Any, start: int, msg_flags: int, speculated: bool = False
-) -> Send | None:
+) -> SocketTransfer | None:
     """Queue a send of data[start:], counted in bytes; None as in `begin_receive`."""
     try:
         task = GLOBAL_RUN_CONTEXT.task
@@ -255,23 +187,23 @@ def begin_send(
     if fd < 0 or fd in writers:
         return None
     if type(data) is bytes and not start:
-        keep = address = data  # cffi passes the address of its storage, which does not move
+        keep: Any = data
+        address: bytes | int = data  # its storage does not move
         left = size = len(data)
     else:
         try:
-            keep = address = ffi.from_buffer(data)
+            keep = ffi.from_buffer(data)
         except (TypeError, BufferError, ValueError):
             return None
         size = len(keep)
         left = size - start
-        if start:
-            address = keep + start
+        address = address_of(keep + start)
     if left <= 0:
         return None
     try:
-        send: Send = manager.sends.pop()
+        send: SocketTransfer = manager.sends.pop()
     except IndexError:
-        send = Send(manager)
+        send = SocketTransfer(manager, writers)
     rc = tu_send(send.ring, fd, address, left if left < MOST else MOST, msg_flags, send.user_data)
     if rc:
         manager.ring._fail(rc)

@@ -396,7 +396,7 @@ _OPERATIONS: Final[dict[int, _Operation]] = {
 }
 
 _SOCKET_ONLY: Final = frozenset({OP_SENDMSG, OP_RECVMSG, OP_SEND, OP_RECV})
-_SELECTS_BUFFER: Final = frozenset({OP_READ, OP_RECV})
+_SELECTS_BUFFER: Final = frozenset({OP_READ, OP_RECV, OP_RECVMSG})
 
 
 # ------------------------------------------------------------------ the ring
@@ -859,8 +859,11 @@ class SimulatedRing(Ring):
             if buffers is None or buffers.group != e.buf_index or not buffers._ready:
                 return -errno.ENOBUFS, 0
             buffer_id = buffers._ready[0]
+            where = buffers._base + buffer_id * buffers.size
+            if e.opcode == OP_RECVMSG:
+                return self._receive_message(e, buffers, where)
             length = min(e.length or buffers.size, buffers.size)
-            chosen = replace(e, addr=buffers._base + buffer_id * buffers.size, length=length)
+            chosen = replace(e, addr=where, length=length)
         status = fcntl.fcntl(e.file, fcntl.F_GETFL)
         # The kernel's own attempt never blocks, whatever the descriptor says.
         if not status & os.O_NONBLOCK:
@@ -874,6 +877,18 @@ class SimulatedRing(Ring):
         if buffers is not None and (res > 0 or (res == 0 and e.opcode == OP_READ)):
             return res, CQE_F_BUFFER | buffers._ready.popleft() << CQE_BUFFER_SHIFT
         return res, 0
+
+    def _receive_message(self, e: _Entry, buffers: SimulatedBufferRing, where: int) -> tuple[int, int]:
+        """recvmsg into a provided buffer: in place of the only iovec, whose length is the most that it takes."""
+        vector = struct.unpack("P", _peek(e.addr + struct.calcsize("PI0P"), struct.calcsize("P")))[0]
+        asked = _peek(vector, struct.calcsize("PN"))
+        _, length = struct.unpack("PN", asked)
+        _poke(vector, struct.pack("PN", where, min(length or buffers.size, buffers.size)))
+        try:
+            res = _message("recvmsg", replace(e, op_flags=e.op_flags | socket.MSG_DONTWAIT))
+        finally:
+            _poke(vector, asked)
+        return (res, CQE_F_BUFFER | buffers._ready.popleft() << CQE_BUFFER_SHIFT) if res > 0 else (res, 0)
 
     def _arm(self, e: _Entry) -> bool:
         """Wait for the file; False where the operation's -EAGAIN is its result."""

@@ -1,0 +1,345 @@
+/*
+ * Batches: many reads of one descriptor, started, continued and reaped here, with one completion for the caller.
+ *
+ * Part of the shim: uring.c includes this file after its queue and before its waits. It knows the queues and the kernel;
+ * it knows nothing of who waits for a batch, nor of Python's objects: memory comes as addresses, results go to an array.
+ *
+ * A batch keeps at most `window` entries in flight. Their user_data have the top bit set, which no caller's has, so the
+ * reaper hands them to batch_note() and not out: the place in `batches`, a tag that tells batches in one place apart, and
+ * the slot of the window (invariant 5: a completion names one entry; a late one of another batch is dropped). What a
+ * completion leaves to do, the next read of the batch or the rest of a short one, is queued by batch_fill(), which
+ * tu_wait() calls before it enters the kernel. No completion is noted and no entry queued without the owner's call.
+ *
+ * The books are in entries, like everybody's. That of the first completion is put off until the batch is handed out:
+ * a batch is in flight, for tu_idle() and for counters, as long as anybody waits for it.
+ *
+ * How an item ends: with its length, or fewer bytes where the file ends, or a negated errno. A short read goes on where
+ * it stopped. An interruption that nobody asked for (F15, F28; a cancel by a duplicate of the descriptor) is queued
+ * again. EAGAIN (F20) is tried once more, in a worker, and then is the item's error. A read with O_DIRECT that is short is
+ * at the end of the file, and its rest may be answered with EINVAL, because the offset is no longer aligned.
+ *
+ * Direct I/O wants memory that is aligned, which the memory of the results may not be. Then each slot of the window reads into
+ * a piece of `bounce`, and its data is copied on as its completion is noted: while it is still in the processor's cache.
+ *
+ * Cancelling, by the user_data of the batch, asks for every entry in flight and starts no other. The batch is over when
+ * the last of them has completed: with the number of its items where all have ended (they happened, and are delivered),
+ * else with -ECANCELED.
+ */
+
+#define MOST_BATCHES (1U << 15) /* the place has 15 bits, the tag 16, the slot 32 */
+
+struct tu_batch {
+    uint64_t user_data;
+    uint64_t skip; /* added to each address */
+    const uint64_t *offsets, *addresses;
+    const uint32_t *lengths;
+    char *bounce; /* NULL, or `window` pieces of bounce_size bytes that are read into first */
+    size_t bounce_size;
+    int32_t *results; /* bytes so far, then bytes or negated errno */
+    int fd, cancelled;
+    int booked, first_res; /* the completion whose booking is put off */
+    unsigned count, next, ended, partial; /* partial: ended with less than asked for */
+    unsigned window, inflight, idle_len, again_len;
+    uint16_t tag;
+    struct {
+        unsigned item;
+        uint8_t busy, stubborn, again;
+    } *slots;
+    unsigned *idle;  /* slots that hold no item */
+    unsigned *again; /* slots whose item is to be queued again */
+};
+
+static int startable(const tu_batch *b)
+{
+    return !b->cancelled && (b->again_len || (b->next < b->count && b->idle_len));
+}
+
+static int batch_over(const tu_batch *b)
+{
+    return !b->inflight && (b->ended == b->count || b->cancelled);
+}
+
+static uint64_t slot_data(const tu_ring *r, unsigned place, unsigned slot)
+{
+    return BATCH_DATA | (uint64_t)place << 48 | (uint64_t)r->batches[place]->tag << 32 | slot;
+}
+
+static void batch_free(tu_batch *b)
+{
+    if (b) {
+        free(b->slots);
+        free(b->idle);
+        free(b->again);
+        free(b);
+    }
+}
+
+static void batch_free_all(tu_ring *r)
+{
+    for (unsigned place = 0; place < r->batch_places; place++)
+        batch_free(r->batches[place]);
+    free(r->batches);
+    r->batches = NULL;
+    r->batch_places = r->batch_live = r->batch_over = 0;
+}
+
+/* Where the rest of an item goes. */
+static char *target(const tu_batch *b, unsigned item)
+{
+    return (char *)(uintptr_t)(b->addresses[item] + b->skip + (unsigned)b->results[item]);
+}
+
+/* The next entry of a batch, in a free place of the submission queue. */
+static void batch_queue(tu_ring *r, unsigned place, struct io_uring_sqe *sqe)
+{
+    tu_batch *b = r->batches[place];
+    unsigned slot = b->again_len ? b->again[--b->again_len] : b->idle[--b->idle_len], item, done;
+
+    if (!b->slots[slot].again) {
+        b->slots[slot].item = b->next++;
+        b->slots[slot].stubborn = 0;
+    }
+    b->slots[slot].again = 0;
+    b->slots[slot].busy = 1;
+    item = b->slots[slot].item;
+    done = (unsigned)b->results[item];
+    io_uring_prep_rw(IORING_OP_READ, sqe, b->fd, b->bounce ? b->bounce + slot * b->bounce_size : target(b, item),
+                     b->lengths[item] - done, b->offsets[item] + done);
+    sqe->flags = b->slots[slot].stubborn ? IOSQE_ASYNC : 0;
+    sqe->user_data = slot_data(r, place, slot);
+    b->inflight++;
+    r->stats.submitted++;
+    r->stats.inflight++;
+    store(r->ring.sq.ktail, *r->ring.sq.ktail + 1);
+}
+
+/* Queues what there is room for. Answers whether something is left that only lacked room. */
+static int batch_fill(tu_ring *r)
+{
+    unsigned entries, room, mask;
+    int hungry = 0;
+
+    if (!r->batch_live)
+        return 0;
+    entries = *r->ring.sq.kring_entries;
+    mask = *r->ring.sq.kring_mask;
+    room = entries - pending(r);
+    r->batch_turn++; /* another batch is the first each time, so that none starves */
+    for (unsigned i = 0; i < r->batch_places; i++) {
+        unsigned place = (r->batch_turn + i) % r->batch_places;
+        tu_batch *b = r->batches[place];
+
+        if (!b)
+            continue;
+        for (; room && startable(b); room--) {
+            struct io_uring_sqe *sqe = &r->ring.sq.sqes[*r->ring.sq.ktail & mask];
+
+            memset(sqe, 0, sizeof *sqe);
+            batch_queue(r, place, sqe);
+        }
+        hungry |= startable(b);
+    }
+    return hungry;
+}
+
+/* As INTERRUPTED in trio_uring/_operation.py. */
+static int interrupted(int res)
+{
+    return res == -ECANCELED || res == -EINTR || res == -512 || res == -513 || res == -514 || res == -516;
+}
+
+static void item_ends(tu_batch *b, unsigned slot, int32_t result)
+{
+    unsigned item = b->slots[slot].item;
+
+    b->results[item] = result;
+    b->ended++;
+    b->partial += result < 0 || (unsigned)result < b->lengths[item];
+    b->idle[b->idle_len++] = slot;
+}
+
+/* Books the completion of an entry of a batch, and decides what becomes of its item. */
+static void batch_note(tu_ring *r, uint64_t user_data, int res)
+{
+    unsigned place = user_data >> 48 & (MOST_BATCHES - 1), slot = (unsigned)user_data, done, length;
+    tu_batch *b = place < r->batch_places ? r->batches[place] : NULL;
+    int was_over, ends = 1;
+
+    if (!b || b->tag != (uint16_t)(user_data >> 32) || slot >= b->window || !b->slots[slot].busy)
+        return; /* stale */
+    r->batch_noted++;
+    if (b->booked) {
+        account(r, res, 0);
+    } else {
+        b->booked = 1;
+        b->first_res = res;
+    }
+    was_over = batch_over(b);
+    b->slots[slot].busy = 0;
+    b->inflight--;
+    done = (unsigned)b->results[b->slots[slot].item];
+    length = b->lengths[b->slots[slot].item];
+    if (res > 0 && b->bounce)
+        memcpy(target(b, b->slots[slot].item), b->bounce + slot * b->bounce_size, (unsigned)res);
+    if (res > 0 && done + (unsigned)res < length) {
+        b->results[b->slots[slot].item] = (int32_t)(done + (unsigned)res);
+        ends = 0;
+    } else if (res > 0) {
+        item_ends(b, slot, (int32_t)length);
+    } else if (res == 0 || (res == -EINVAL && done)) {
+        item_ends(b, slot, (int32_t)done);
+    } else if (res == -EAGAIN && !b->slots[slot].stubborn) {
+        b->slots[slot].stubborn = 1;
+        ends = 0;
+    } else if (interrupted(res)) {
+        ends = 0;
+    } else {
+        item_ends(b, slot, res);
+    }
+    if (!ends) {
+        b->slots[slot].again = 1;
+        b->again[b->again_len++] = slot;
+    }
+    r->batch_over += batch_over(b) && !was_over;
+}
+
+/* Writes the completions of batches that are over. */
+static unsigned batch_hand_out(tu_ring *r, int64_t *out, unsigned max)
+{
+    unsigned n = 0;
+
+    for (unsigned place = 0; r->batch_over && n < max && place < r->batch_places; place++) {
+        tu_batch *b = r->batches[place];
+
+        if (!b || !batch_over(b))
+            continue;
+        account(r, b->first_res, 0);
+        out[3 * n] = (int64_t)b->user_data;
+        out[3 * n + 1] = b->ended == b->count ? (int64_t)b->count : -ECANCELED;
+        out[3 * n + 2] = b->partial;
+        n++;
+        r->batches[place] = NULL;
+        r->batch_live--;
+        r->batch_over--;
+        batch_free(b);
+    }
+    return n;
+}
+
+static int new_place(tu_ring *r)
+{
+    unsigned places = r->batch_places ? 2 * r->batch_places : 8;
+    tu_batch **grown;
+
+    if (r->batch_live < r->batch_places)
+        for (unsigned place = 0; place < r->batch_places; place++)
+            if (!r->batches[place])
+                return (int)place;
+    if (places > MOST_BATCHES)
+        return -EBUSY;
+    grown = realloc(r->batches, places * sizeof *grown);
+    if (!grown)
+        return -ENOMEM;
+    memset(grown + r->batch_places, 0, (places - r->batch_places) * sizeof *grown);
+    r->batches = grown;
+    r->batch_places = places;
+    return (int)r->batch_live;
+}
+
+int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *lengths, const uint64_t *addresses,
+                  uint64_t skip, int32_t *results, unsigned count, unsigned window, char *bounce, uint64_t bounce_size,
+                  uint64_t user_data)
+{
+    struct io_uring_sqe *sqe;
+    tu_batch *b;
+    int rc, place;
+
+    if (!count || !window)
+        return -EINVAL;
+    rc = next_sqe(r, &sqe); /* the first entry has to be queued, so that something wakes the owner */
+    if (rc < 0)
+        return rc;
+    place = new_place(r);
+    if (place < 0)
+        return place;
+    if (window > count)
+        window = count;
+    if (window > *r->ring.cq.kring_entries)
+        window = *r->ring.cq.kring_entries;
+    b = calloc(1, sizeof *b);
+    if (!b)
+        return -ENOMEM;
+    b->slots = calloc(window, sizeof *b->slots);
+    b->idle = calloc(window, sizeof *b->idle);
+    b->again = calloc(window, sizeof *b->again);
+    if (!b->slots || !b->idle || !b->again) {
+        batch_free(b);
+        return -ENOMEM;
+    }
+    b->user_data = user_data;
+    b->offsets = offsets;
+    b->lengths = lengths;
+    b->addresses = addresses;
+    b->skip = skip;
+    b->bounce = bounce;
+    b->bounce_size = bounce_size;
+    b->results = results;
+    b->fd = fd;
+    b->count = count;
+    b->window = window;
+    b->tag = r->batch_tag++;
+    while (b->idle_len < window) {
+        b->idle[b->idle_len] = window - 1 - b->idle_len;
+        b->idle_len++;
+    }
+    memset(results, 0, count * sizeof *results);
+    r->batches[place] = b;
+    r->batch_live++;
+    batch_queue(r, (unsigned)place, sqe);
+    batch_fill(r);
+    /* As publish() does for one entry. */
+    if (r->away && flush(r, 0, 0) < 0)
+        tu_wake(r);
+    return 0;
+}
+
+static void batch_give_up(tu_ring *r, tu_batch *b)
+{
+    int was_over = batch_over(b);
+
+    b->cancelled = 1;
+    r->batch_over += batch_over(b) && !was_over;
+    if (r->batch_over && r->away)
+        tu_wake(r); /* there will be no completion to end a sleep in another thread */
+}
+
+/* 1 where user_data names a batch, which has then been asked to end; 0 where not. */
+static int batch_cancel(tu_ring *r, uint64_t user_data)
+{
+    for (unsigned place = 0; place < r->batch_places; place++) {
+        tu_batch *b = r->batches[place];
+
+        if (!b || b->user_data != user_data)
+            continue;
+        batch_give_up(r, b);
+        for (unsigned slot = 0; slot < b->window; slot++) {
+            int rc = b->slots[slot].busy ? queue_cancel_one(r, slot_data(r, place, slot)) : 0;
+
+            if (rc < 0)
+                return rc;
+        }
+        return 1;
+    }
+    return 0;
+}
+
+/* Before a cancel by descriptor, or with fd < 0 of everything: none of these starts another entry. */
+static void batch_cancel_fd(tu_ring *r, int fd)
+{
+    for (unsigned place = 0; place < r->batch_places; place++) {
+        tu_batch *b = r->batches[place];
+
+        if (b && (fd < 0 || b->fd == fd))
+            batch_give_up(r, b);
+    }
+}
