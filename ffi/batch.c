@@ -21,6 +21,9 @@
  * Direct I/O wants memory that is aligned, which the memory of the results may not be. Then each slot of the window reads into
  * a piece of `bounce`, and its data is copied on as its completion is noted: while it is still in the processor's cache.
  *
+ * The caller may start a batch of which only the first `ready` items have their address, and say later that there are more: so
+ * the device works while memory is made for the rest.
+ *
  * Cancelling, by the user_data of the batch, asks for every entry in flight and starts no other. The batch is over when
  * the last of them has completed: with the number of its items where all have ended (they happened, and are delivered),
  * else with -ECANCELED.
@@ -38,7 +41,7 @@ struct tu_batch {
     int32_t *results; /* bytes so far, then bytes or negated errno */
     int fd, cancelled;
     int booked, first_res; /* the completion whose booking is put off */
-    unsigned count, next, ended, partial; /* partial: ended with less than asked for */
+    unsigned count, ready, next, ended, partial; /* partial: ended with less than asked for */
     unsigned window, inflight, idle_len, again_len;
     uint16_t tag;
     struct {
@@ -51,7 +54,7 @@ struct tu_batch {
 
 static int startable(const tu_batch *b)
 {
-    return !b->cancelled && (b->again_len || (b->next < b->count && b->idle_len));
+    return !b->cancelled && (b->again_len || (b->next < b->ready && b->idle_len));
 }
 
 static int batch_over(const tu_batch *b)
@@ -226,6 +229,22 @@ static unsigned batch_hand_out(tu_ring *r, int64_t *out, unsigned max)
     return n;
 }
 
+static tu_batch *batch_named(tu_ring *r, uint64_t user_data)
+{
+    for (unsigned place = 0; place < r->batch_places; place++)
+        if (r->batches[place] && r->batches[place]->user_data == user_data)
+            return r->batches[place];
+    return NULL;
+}
+
+static void batch_go_on(tu_ring *r)
+{
+    batch_fill(r);
+    /* As publish() does for one entry. */
+    if (r->away && flush(r, 0, 0) < 0)
+        tu_wake(r);
+}
+
 static int new_place(tu_ring *r)
 {
     unsigned places = r->batch_places ? 2 * r->batch_places : 8;
@@ -247,14 +266,14 @@ static int new_place(tu_ring *r)
 }
 
 int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *lengths, const uint64_t *addresses,
-                  uint64_t skip, int32_t *results, unsigned count, unsigned window, char *bounce, uint64_t bounce_size,
-                  uint64_t user_data)
+                  uint64_t skip, int32_t *results, unsigned count, unsigned ready, unsigned window, char *bounce,
+                  uint64_t bounce_size, uint64_t user_data)
 {
     struct io_uring_sqe *sqe;
     tu_batch *b;
     int rc, place;
 
-    if (!count || !window)
+    if (!count || !window || !ready || ready > count)
         return -EINVAL;
     rc = next_sqe(r, &sqe); /* the first entry has to be queued, so that something wakes the owner */
     if (rc < 0)
@@ -286,6 +305,7 @@ int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *l
     b->results = results;
     b->fd = fd;
     b->count = count;
+    b->ready = ready;
     b->window = window;
     b->tag = r->batch_tag++;
     while (b->idle_len < window) {
@@ -296,10 +316,23 @@ int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *l
     r->batches[place] = b;
     r->batch_live++;
     batch_queue(r, (unsigned)place, sqe);
-    batch_fill(r);
-    /* As publish() does for one entry. */
-    if (r->away && flush(r, 0, 0) < 0)
-        tu_wake(r);
+    batch_go_on(r);
+    return 0;
+}
+
+int tu_batch_ready(tu_ring *r, uint64_t user_data, unsigned ready)
+{
+    tu_batch *b;
+
+    if (r->state != OPEN)
+        return refuse(r);
+    if (!tu_is_owner(r))
+        return -EEXIST;
+    b = batch_named(r, user_data);
+    if (!b || ready > b->count || ready < b->ready)
+        return -EINVAL;
+    b->ready = ready;
+    batch_go_on(r);
     return 0;
 }
 
@@ -316,6 +349,8 @@ static void batch_give_up(tu_ring *r, tu_batch *b)
 /* 1 where user_data names a batch, which has then been asked to end; 0 where not. */
 static int batch_cancel(tu_ring *r, uint64_t user_data)
 {
+    if (!tu_is_owner(r))
+        return 0; /* and the caller is refused */
     for (unsigned place = 0; place < r->batch_places; place++) {
         tu_batch *b = r->batches[place];
 
@@ -336,6 +371,8 @@ static int batch_cancel(tu_ring *r, uint64_t user_data)
 /* Before a cancel by descriptor, or with fd < 0 of everything: none of these starts another entry. */
 static void batch_cancel_fd(tu_ring *r, int fd)
 {
+    if (!tu_is_owner(r))
+        return;
     for (unsigned place = 0; place < r->batch_places; place++) {
         tu_batch *b = r->batches[place];
 

@@ -98,6 +98,7 @@ class BuildExt(build_ext):
         generated.parent.mkdir(parents=True, exist_ok=True)
         builder.emit_c_code(str(generated))
         ext.sources = [str(generated)]
+        ext.depends = [str(part) for part in HERE.glob("*.[ch]")]  # uring.c includes the others
         ext.py_limited_api = True
         super().build_extension(ext)
 

@@ -21,32 +21,95 @@ modules, and warns of this one where the start-up hook has imported it earlier.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 from . import _after_trio
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from ._armed import dump_on_signal
     from ._availability import UringUnavailableError
+    from ._batches import read_many, readinto_many
     from ._manager import UringStatistics
+    from ._observe import OperationSnapshot, RingMonitor, RingRates, RingSnapshot, TaskSnapshot, dump, snapshot
     from ._options import UringBackend
+    from ._positional import (
+        StatxResult,
+        aligned_buffer,
+        fallocate,
+        fdatasync,
+        fsync,
+        read_at,
+        readinto_at,
+        statx,
+        write_at,
+        writev_at,
+    )
     from ._seams import run, start_guest_run
+    from ._splice import copy_file, sendfile, splice
 
 __all__ = [
+    "OperationSnapshot",
+    "RingMonitor",
+    "RingRates",
+    "RingSnapshot",
+    "StatxResult",
+    "TaskSnapshot",
     "UringBackend",
     "UringStatistics",
     "UringUnavailableError",
     "__version__",
+    "aligned_buffer",
+    "copy_file",
+    "dump",
+    "dump_on_signal",
+    "fallocate",
+    "fdatasync",
+    "fsync",
+    "read_at",
+    "read_many",
+    "readinto_at",
+    "readinto_many",
     "run",
+    "sendfile",
+    "snapshot",
+    "splice",
     "start_guest_run",
+    "statx",
+    "write_at",
+    "writev_at",
 ]
 
 _HOMES = {
+    "OperationSnapshot": "_observe",
+    "RingMonitor": "_observe",
+    "RingRates": "_observe",
+    "RingSnapshot": "_observe",
+    "StatxResult": "_positional",
+    "TaskSnapshot": "_observe",
     "UringBackend": "_options",
     "UringStatistics": "_manager",
     "UringUnavailableError": "_availability",
+    "aligned_buffer": "_positional",
+    "copy_file": "_splice",
+    "dump": "_observe",
+    "dump_on_signal": "_armed",
+    "fallocate": "_positional",
+    "fdatasync": "_positional",
+    "fsync": "_positional",
+    "read_at": "_positional",
+    "read_many": "_batches",
+    "readinto_at": "_positional",
+    "readinto_many": "_batches",
     "run": "_seams",
+    "sendfile": "_splice",
+    "snapshot": "_observe",
+    "splice": "_splice",
     "start_guest_run": "_seams",
+    "statx": "_positional",
+    "write_at": "_positional",
+    "writev_at": "_positional",
 }
 
 
@@ -63,3 +126,8 @@ def __dir__() -> list[str]:
 
 
 _after_trio.arrange()
+
+if os.environ.get("TRIO_URING_DUMP"):
+    from . import _armed
+
+    _armed.arm_from_environment()

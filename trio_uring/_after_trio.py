@@ -1,12 +1,12 @@
 """Layer 5: puts the seams (layer 4) in place as soon as Trio has been imported, and not before.
 
 Knows the import system; knows nothing of what the seams are. Runs at interpreter start where the start-up
-hook is on, so it imports little.
+hook is on, so it imports little. The seams wait for modules of AnyIO in the same way.
 
-Where Trio is not loaded yet, a finder waits for it at the front of sys.meta_path. It asks the finders
+Where a module is not loaded yet, a finder waits for it at the front of sys.meta_path. It asks the finders
 behind it for the real specification and hooks the one loader in it until that has run: what remains in the
 module's `__spec__` and `__loader__` is what would be there without us, so inspect, importlib.resources and
-reload see no difference. The finder goes when Trio has been loaded; where loading fails, it stays for the
+reload see no difference. The finder goes when the module has been loaded; where loading fails, it stays for the
 next attempt.
 """
 
@@ -19,7 +19,7 @@ from _thread import get_ident
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
@@ -29,7 +29,16 @@ def arrange() -> None:
     if "trio" in sys.modules:
         _import_seams()
     else:
-        sys.meta_path.insert(0, _Finder())
+        sys.meta_path.insert(0, _Finder("trio", _import_seams))
+
+
+def when_imported(name: str, then: Callable[[], object]) -> None:
+    """Calls `then` now, if a module has been imported, or else right after it has run."""
+    if name in sys.modules:
+        importlib.import_module(name)  # another thread may be in the middle of it
+        then()
+    else:
+        sys.meta_path.insert(0, _Finder(name, then))
 
 
 def _import_seams() -> None:
@@ -51,9 +60,16 @@ def _import_seams() -> None:
 
 
 class _Finder:
-    """Finds `trio`, and nothing else, the way that it would be found without this finder."""
+    """Finds one module, and nothing else, the way that it would be found without this finder.
 
-    def __init__(self) -> None:
+    Args:
+      name: the module's.
+      then: called after the module has run.
+    """
+
+    def __init__(self, name: str, then: Callable[[], object]) -> None:
+        self._name = name
+        self._then = then
         # Threads that are in find_spec: a finder that is asked here may in its turn ask all the others.
         self._asking: set[int] = set()
 
@@ -62,7 +78,7 @@ class _Finder:
     ) -> ModuleSpec | None:
         """See importlib.abc.MetaPathFinder."""
         thread = get_ident()
-        if name != "trio" or thread in self._asking:
+        if name != self._name or thread in self._asking:
             return None
         self._asking.add(thread)
         try:
@@ -77,13 +93,13 @@ class _Finder:
                 return None
         finally:
             self._asking.discard(thread)
-        # A namespace package, which has no location, or an antique loader is no Trio that could be served.
+        # A namespace package, which has no location, or an antique loader is nothing that could be served.
         if spec.has_location and hasattr(spec.loader, "exec_module"):
             self._hook(spec.loader)
         return spec
 
     def _hook(self, loader: Any) -> None:
-        """Has this one loader run the seams after the module.
+        """Has this one loader call `then` after the module.
 
         Not by a loader of our own around it: tools that ask for the specification alone, such as Jedi, look at
         the loader's type. The loader may be one for many modules (zipimport), and may carry the hooks of others.
@@ -92,15 +108,15 @@ class _Finder:
         is_hooked = "exec_module" in vars(loader)
 
         def exec_module(module: ModuleType) -> None:
-            if module.__name__ == "trio":
+            if module.__name__ == self._name:
                 if is_hooked:
                     loader.exec_module = before
                 else:
                     del loader.exec_module
             before(module)
-            if module.__name__ == "trio":
+            if module.__name__ == self._name:
                 if self in sys.meta_path:
                     sys.meta_path.remove(self)
-                _import_seams()
+                self._then()
 
         loader.exec_module = exec_module

@@ -30,6 +30,7 @@ from __future__ import annotations
 import functools
 import logging
 import select
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -131,6 +132,7 @@ class UringIOManager:
         "ring",
         "sends",
         "speculate",
+        "thread",
         "transfers",
         "writers",
     )
@@ -156,6 +158,8 @@ class UringIOManager:
         self.free_received: list[Any] = []
         self.free_sent: list[Any] = []
         self.speculate = backend.speculate
+        # Whose run it is; for who looks at it from outside.
+        self.thread = threading.get_ident()
         # The tick handed out one completion: there is no batch that a send could wait for.
         self.alone = False
         self.sends: list[Any] = []

@@ -15,6 +15,12 @@ decides, as it does for a caller that gives no `io_backend`.
 Whatever may go wrong goes wrong before Trio has made anything: the error comes out of `trio.run`, and the
 next run works.
 
+AnyIO
+=====
+AnyIO has no I/O of its own on Trio, but for files, which it sends to threads itself. `ANYIO_SEAMS` says what is replaced there,
+once there is a ring and AnyIO has been imported, whichever comes last. Nothing here imports it. Rows that do not fit
+are left out, and AnyIO then goes its own way; nothing else depends on them.
+
 What does not fit
 =================
 Each row says what must be true of the Trio that is installed. Where that fails the row is left out, and the
@@ -29,6 +35,7 @@ import errno
 import functools
 import inspect
 import logging
+import pathlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -38,6 +45,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import attrs
 import trio
 
+from ._after_trio import when_imported
 from ._availability import UringUnavailableError
 from ._options import Choice, IOBackend, resolve
 
@@ -113,6 +121,10 @@ class _IOManagers:
                 _epoll_instead(error)
             else:
                 _replace_operations()
+                _log.debug(
+                    "ring %d made: %d submission and %d completion queue entries, asked for by %s",
+                    *(manager.ring.fileno(), manager.ring.sq_entries, manager.ring.cq_entries, choice.ring),
+                )
                 return manager
         return self._trios_own()
 
@@ -161,6 +173,70 @@ def _from_messages(name: str) -> Callable[[Any], Any]:
     return replacement
 
 
+def _from_pipes(name: str) -> Callable[[Any], Any]:
+    """The same, in `_pipes`."""
+
+    def replacement(original: Any) -> Any:
+        from . import _pipes
+
+        return getattr(_pipes, name)(original)
+
+    return replacement
+
+
+def _from_paths(name: str) -> Callable[[Any], Any]:
+    """The same, in `_paths`."""
+
+    def replacement(original: Any) -> Any:
+        from . import _paths
+
+        return getattr(_paths, name)(original)
+
+    return replacement
+
+
+def _from_files(name: str) -> Callable[[Any], Any]:
+    """The same, in `_files`."""
+
+    def replacement(original: Any) -> Any:
+        from . import _files
+
+        return getattr(_files, name)(original)
+
+    return replacement
+
+
+def _from_anyio_files(name: str) -> Callable[[Any], Any]:
+    """The same, in `_anyio_files`."""
+
+    def replacement(original: Any) -> Any:
+        from . import _anyio_files
+
+        return getattr(_anyio_files, name)(original)
+
+    return replacement
+
+
+def _open_file(original: Any) -> Any:
+    """trio.open_file: replaced from the start, so that `from trio import open_file` finds it; passes on to Trio's own
+    as long as there is no ring."""
+
+    @functools.wraps(original)
+    async def open_file(*args: Any, **kwargs: Any) -> Any:
+        if _unreplaced:
+            return await original(*args, **kwargs)
+        return await _files_open_file()(original, *args, **kwargs)
+
+    return open_file
+
+
+@functools.cache
+def _files_open_file() -> Any:
+    from ._files import open_file
+
+    return open_file
+
+
 def _with_io_backend(original: Callable[..., Any]) -> Callable[..., Any]:
     """`original`, a function that runs Trio, with the keyword `io_backend`."""
 
@@ -169,6 +245,8 @@ def _with_io_backend(original: Callable[..., Any]) -> Callable[..., Any]:
         __tracebackhide__ = True
         try:
             _asked.choice = choose(io_backend)
+            if _asked.choice.ring is not None:
+                options = _watched(options)
             return original(async_fn, *args, **options)
         except BaseException as error:
             # Tracebacks look as they do without this function: a bare `raise` adds no entry of its own, so
@@ -189,6 +267,16 @@ def _with_io_backend(original: Callable[..., Any]) -> Callable[..., Any]:
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), keyword])  # type: ignore[attr-defined]
     run.__doc__ = f"{inspect.getdoc(original)}\n\n{_IO_BACKEND_HELP}"
     return run
+
+
+def _watched(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run on the ring; with a monitor where a dump is armed, which then knows ages."""
+    armed = sys.modules.get(f"{__package__}._armed")
+    if armed is None or not armed.is_armed():
+        return options
+    from ._observe import RingMonitor
+
+    return {**options, "instruments": [*options.get("instruments", ()), RingMonitor()]}
 
 
 _IO_BACKEND_HELP: Final = """\
@@ -265,6 +353,75 @@ def _check_method(*parameters: str) -> Callable[[Any], Iterator[str]]:
     return check
 
 
+def _check_open_file(original: Any) -> Iterator[str]:
+    if not inspect.iscoroutinefunction(original):
+        yield "is not a coroutine function"
+    elif list(inspect.signature(original).parameters) != list(inspect.signature(open).parameters):
+        yield "has other parameters than the builtin open"
+
+
+def _check_attribute(original: Any) -> Iterator[str]:
+    """A method of AsyncIOWrapper that looks up `_wrapped`, or a property."""
+    function = original.fget if isinstance(original, property) else original
+    if not inspect.isfunction(function):
+        yield "is no function"
+    elif not any(
+        instruction.argval in ("_wrapped", "wrapped")
+        for code in (function.__code__, *filter(inspect.iscode, function.__code__.co_consts))
+        for instruction in dis.get_instructions(code)
+    ):
+        yield "does not use the wrapped file"
+
+
+def _check_path_method(name: str) -> Callable[[Any], Iterator[str]]:
+    """A coroutine method that runs pathlib's of that name."""
+
+    def check(original: Any) -> Iterator[str]:
+        if not inspect.iscoroutinefunction(original):
+            yield "is not a coroutine function"
+        if inspect.unwrap(original) is not getattr(pathlib.Path, name):
+            yield f"does not run pathlib.Path.{name}"
+
+    return check
+
+
+def _check_threads(file: str, classes: tuple[str, ...], others: tuple[str, ...]) -> Callable[[Any], Iterator[str]]:
+    """AnyIO's to_thread, as a module sees it: the classes there do nothing with their `file` but call a method of it in a thread.
+
+    `others` are members that do something else and are replaced, or do no harm.
+    """
+
+    def check(original: Any) -> Iterator[str]:
+        run_sync = getattr(original, "run_sync", None)
+        if not inspect.iscoroutinefunction(run_sync):
+            yield "has no run_sync"
+            return
+        module = next(module for module in ANYIO_MODULES if hasattr(sys.modules.get(module), classes[0]))
+        for owner in classes:
+            for name, member in vars(getattr(sys.modules[module], owner)).items():
+                function = getattr(member, "__func__", getattr(member, "fget", member))
+                if name in others or not inspect.isfunction(function) or file not in function.__code__.co_names:
+                    continue
+                if not {"to_thread", "run_sync"} <= set(function.__code__.co_names):
+                    yield f"is not what {owner}.{name} calls"
+
+    return check
+
+
+def _check_uses(*names: str) -> Callable[[Any], Iterator[str]]:
+    """A function, or a property, in whose code these names are."""
+
+    def check(original: Any) -> Iterator[str]:
+        function = original.fget if isinstance(original, property) else original
+        if not inspect.isfunction(function):
+            yield "is no function"
+        else:
+            for name in set(names) - set(function.__code__.co_names):
+                yield f"does not use {name}"
+
+    return check
+
+
 # ------------------------------------------------------------------ the table
 
 
@@ -333,8 +490,33 @@ SEAMS: Final = (
         check=_check_runs_trio("run_sync_soon_threadsafe", "done_callback"),
         replacement=_with_io_backend,
     ),
+    Seam(
+        modules=("trio._file_io", "trio"),
+        name="open_file",
+        why="opens on the ring",
+        check=_check_open_file,
+        replacement=_open_file,
+    ),
 )
 
+
+# What `_paths` serves of trio.Path and anyio.Path.
+PATH_METHODS: Final = (
+    *("stat", "lstat", "exists", "is_dir", "is_file", "is_symlink", "is_socket", "is_fifo", "is_block_device"),
+    *(
+        "is_char_device",
+        "samefile",
+        "mkdir",
+        "rmdir",
+        "unlink",
+        "rename",
+        "replace",
+        "symlink_to",
+        "hardlink_to",
+        "touch",
+    ),
+    *("read_bytes", "read_text", "write_bytes", "write_text"),
+)
 
 # Replaced when the first ring of the process is made, so that a process without one runs Trio's own code.
 # Runs on another backend beside it (another thread, a later run) are passed on to Trio's own methods.
@@ -382,10 +564,123 @@ OPERATION_SEAMS: Final = (
         )
         for name, parameter in (("receive_some", "max_bytes"), ("send_all", "data"))
     ),
+    *(
+        Seam(
+            modules=("trio._unix_pipes",),
+            name=f"FdStream.{name}",
+            why="a direct operation; pipes to and from child processes are of this class",
+            check=_check_method(parameter),
+            replacement=_from_pipes(name),
+        )
+        for name, parameter in (("receive_some", "max_bytes"), ("send_all", "data"))
+    ),
+    *(
+        Seam(
+            modules=("trio._path",),
+            name=f"Path.{name}",
+            why="the operations on a path that the ring has",
+            check=_check_path_method(name),
+            replacement=_from_paths("of_trio"),
+        )
+        for name in PATH_METHODS
+    ),
+    Seam(
+        modules=("trio._path",),
+        name="Path.open",
+        why="opens on the ring",
+        check=_check_path_method("open"),
+        replacement=_from_files("path_open"),
+    ),
+    *(
+        Seam(
+            modules=("trio._file_io",),
+            name=f"AsyncIOWrapper.{name}",
+            why=why,
+            check=check,
+            replacement=_from_files(replacement),
+        )
+        for name, replacement, check, why in (
+            ("__getattr__", "wrapper_getattr", _check_attribute, "makes the methods of an open file"),
+            ("__dir__", "wrapper_dir", _check_attribute, "looks at the wrapped file without handing it over"),
+            ("wrapped", "wrapper_wrapped", _check_attribute, "hands the file over"),
+            ("detach", "wrapper_detach", _check_method(), "hands the file over"),
+            ("aclose", "wrapper_aclose", _check_method(), "writes out on the ring"),
+            ("__anext__", "wrapper_anext", _check_method(), "lines that are at hand, without a call"),
+        )
+    ),
+)
+
+
+ANYIO_MODULES: Final = ("anyio._core._fileio", "anyio.streams.file")
+
+# Of AnyIO: rows that only make sense together stand together, and are of one module.
+ANYIO_SEAMS: Final = (
+    tuple(
+        Seam(
+            modules=("anyio._core._fileio",),
+            name=name,
+            why=why,
+            check=check,
+            replacement=_from_anyio_files(replacement),
+        )
+        for name, replacement, check, why in (
+            (
+                "to_thread",
+                "to_thread",
+                _check_threads("_fp", ("AsyncFile",), ("__init__", "__getattr__", "wrapped")),
+                "all that AsyncFile, open_file and Path.open do",
+            ),
+            ("AsyncFile.__init__", "file_init", _check_uses("_fp"), "keeps what serves the file"),
+            ("AsyncFile.__getattr__", "file_getattr", _check_uses("_fp"), "hands the file over"),
+            ("AsyncFile.wrapped", "file_wrapped", _check_uses("_fp"), "hands the file over"),
+            ("AsyncFile.__aiter__", "file_aiter", _check_uses("readline"), "lines that are at hand, without a call"),
+        )
+    ),
+    tuple(
+        Seam(
+            modules=("anyio.streams.file",),
+            name=name,
+            why=why,
+            check=check,
+            replacement=_from_anyio_files(replacement),
+        )
+        for name, replacement, check, why in (
+            (
+                "to_thread",
+                "to_thread",
+                _check_threads(
+                    "_file",
+                    ("FileReadStream", "FileWriteStream", "_BaseFileStream"),
+                    ("__init__", "extra_attributes"),
+                ),
+                "all that file streams do",
+            ),
+            ("_BaseFileStream.__init__", "stream_init", _check_uses("_file"), "keeps what serves the file"),
+            (
+                "_BaseFileStream.extra_attributes",
+                "stream_attributes",
+                _check_uses("FileStreamAttribute", "_file"),
+                "hands the file over",
+            ),
+        )
+    ),
+    *(
+        (
+            Seam(
+                modules=("anyio._core._fileio",),
+                name=f"Path.{name}",
+                why="the operations on a path that the ring has",
+                check=_check_method(),
+                replacement=_from_paths("of_anyio"),
+            ),
+        )
+        for name in PATH_METHODS
+    ),
 )
 
 
 _unreplaced: Final = list(OPERATION_SEAMS)
+_unseen: Final = list(ANYIO_MODULES)
 _replacing: Final = threading.Lock()
 
 
@@ -394,18 +689,45 @@ def _replace_operations() -> None:
     with _replacing:
         while _unreplaced:
             _unreplaced.pop().replace()
+        while _unseen:
+            module = _unseen.pop()
+            when_imported(module, functools.partial(_replace_anyio, module))
+
+
+def _replace_anyio(module: str) -> None:
+    for rows in ANYIO_SEAMS:
+        if rows[0].modules[0] != module:
+            continue
+        misfits = [misfit for row in rows for misfit in row.misfits()]
+        if misfits:
+            _log.info("AnyIO %s does not fit: %s", version("anyio"), "; ".join(misfits))
+            continue
+        for row in rows:
+            row.replace()
 
 
 # Used and not replaced: private attributes of Trio's objects, and the method that sets each if no attrs field does.
 USED: Final = {
-    "trio._core._run.Task": ("_abort_func", "_cancel_status", "_next_send", "_next_send_fn", "_runner"),
+    "trio._core._run.Task": (
+        "_abort_func",
+        "_cancel_status",
+        "_next_send",
+        "_next_send_fn",
+        "_runner",
+        "_schedule_points",
+    ),
     "trio._core._run.CancelStatus": ("effectively_cancelled",),
-    "trio._core._run.Runner": ("instruments", "io_manager", "ki_pending", "runq"),
+    "trio._core._run.Runner": ("instruments", "io_manager", "ki_pending", "runq", "tasks"),
+    "trio._file_io": ("_FILE_ASYNC_METHODS", "_FILE_SYNC_ATTRS"),
+    "trio._file_io.AsyncIOWrapper": ("_wrapped",),
     "trio._core._traps.WaitTaskRescheduled": ("abort_func",),
     "trio._util.ConflictDetector": ("_held",),
     "trio._socket._try_sync": ("__aenter__", "__aexit__"),
     "trio._socket._SocketType": ("_did_shutdown_SHUT_WR", "_resolve_address_nocp", "_sock"),
     "trio._highlevel_socket.SocketStream": ("_send_conflict_detector",),
+    "trio._path.PosixPath": ("_wrapped_cls",),
+    "trio._unix_pipes.FdStream": ("_fd_holder", "_receive_conflict_detector", "_send_conflict_detector"),
+    "trio._unix_pipes._FdHolder": ("closed", "fd"),
 }
 
 
@@ -422,7 +744,7 @@ def _not_there() -> Iterator[str]:
 
 
 def mismatches() -> list[str]:
-    """What of the installed Trio and AnyIO does not fit, in sentences; empty where all does."""
+    """What of the installed Trio does not fit, in sentences; empty where all does."""
     return list(_mismatches)
 
 

@@ -297,6 +297,27 @@ def _writable(buffer: Any) -> Any:
     return memory if len(memory) else None
 
 
+class Lent:
+    """`with Lent(ffi.from_buffer(data)) as memory`: memory of the caller's for the time of a call.
+
+    It is let go when the call is over. The frames of a traceback would keep it pinned; and where the garbage collector finds
+    them together with a memoryview that was passed, CPython 3.11 crashes. A coroutine that is closed while it sleeps leaves
+    the memory to the kernel, that is to its operation.
+    """
+
+    __slots__ = ("memory",)
+
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+
+    def __enter__(self) -> Any:
+        return self.memory
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not GeneratorExit:
+            ffi.release(self.memory)
+
+
 def send(original: AsyncMethod) -> AsyncMethod:
     """_SocketType.send."""
 

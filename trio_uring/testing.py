@@ -68,6 +68,7 @@ from ._ring import (
     OP_SHUTDOWN,
     OP_STATX,
     OP_TIMEOUT,
+    OP_UNLINKAT,
     OP_WRITE,
     OP_WRITEV,
     POLL_ADD_MULTI,
@@ -381,6 +382,12 @@ _OPERATIONS: Final[dict[int, _Operation]] = {
         lambda e: _path(e.addr),
         on_file=False,
     ),
+    OP_UNLINKAT: _Operation(
+        lambda e: _call("unlinkat", e.fd, e.addr, e.op_flags),
+        0,
+        lambda e: _path(e.addr),
+        on_file=False,
+    ),
     OP_CLOSE: _Operation(lambda e: _call("close", e.fd), on_file=False),
     OP_STATX: _Operation(
         lambda e: _call("statx", e.fd, e.addr, e.op_flags, e.length, e.offset),
@@ -637,7 +644,7 @@ class SimulatedRing(Ring):
 
     def wait(self, timeout: float | None) -> list[int] | None:
         self._check()
-        timeout_ns = -1 if timeout is None else int(timeout * 1e9)
+        timeout_ns = -1 if timeout is None else int(max(timeout, 0) * 1e9)
         if not self._is_owner():
             self._sleepers = True
             if not self._watched:

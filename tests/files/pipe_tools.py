@@ -1,0 +1,133 @@
+"""What the tests of pipes and processes share: runs, ends of a pipe, tasks whose outcome is noted.
+
+Knows Trio, the public interface and the manager's counters; knows nothing of the single promises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeAlias, TypeVar
+
+import hypothesis  # noqa: F401, for the first run below
+import trio
+import trio.testing
+from trio.lowlevel import FdStream
+
+import trio_uring
+from trio_uring._manager import UringIOManager, UringStatistics
+
+# The tests collect the garbage to see what they left open; what is imported by now takes no part in that. Before that comes
+# a run, in which hypothesis looks for the holder of Trio's random numbers: it would not find one that is frozen.
+trio.run(trio.lowlevel.checkpoint)
+gc.freeze()
+
+T = TypeVar("T")
+Backend: TypeAlias = "str | trio_uring.UringBackend"
+
+
+def run(backend: Backend, main: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
+    """`trio.run` on a backend."""
+    return trio_uring.run(main, *args, io_backend=backend, **options)  # type: ignore[arg-type]
+
+
+def manager() -> UringIOManager:
+    """The I/O manager of the run that the caller is in."""
+    found = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager
+    assert isinstance(found, UringIOManager)
+    return found
+
+
+def statistics() -> UringStatistics:
+    """The counters of the run that the caller is in."""
+    return manager().statistics()
+
+
+async def blocked() -> None:
+    """Return when every other task is blocked."""
+    await trio.testing.wait_all_tasks_blocked()
+
+
+@contextlib.contextmanager
+def streams(size: int | None = None) -> Iterator[tuple[FdStream, FdStream]]:
+    """The read and the write end of a pipe of `size` bytes, closed at the end whatever happened."""
+    reader, writer = os.pipe()
+    if size is not None:
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, size)
+    ends = FdStream(reader), FdStream(writer)
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            end.close()
+
+
+@contextlib.contextmanager
+def stream_and_fd(direction: str) -> Iterator[tuple[FdStream, int]]:
+    """A stream on one end of a pipe ("receive" or "send"), and the descriptor of the other, non-blocking."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    ours, theirs = (reader, writer) if direction == "receive" else (writer, reader)
+    stream = FdStream(ours)
+    pipe = os.fstat(theirs).st_ino
+    try:
+        yield stream, theirs
+    finally:
+        stream.close()
+        with contextlib.suppress(OSError):  # a test may have closed it to make an end
+            if os.fstat(theirs).st_ino == pipe:
+                os.close(theirs)
+
+
+def fill(fd: int) -> int:
+    """Write to a non-blocking descriptor until it takes no more; the number of bytes."""
+    count = 0
+    for size in (65536, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                count += os.write(fd, bytes(size))
+    return count
+
+
+def empty(fd: int) -> bytes:
+    """Read a non-blocking descriptor until nothing is left; what came."""
+    data = bytearray()
+    with contextlib.suppress(BlockingIOError):
+        while some := os.read(fd, 1 << 20):
+            data += some
+    return bytes(data)
+
+
+class Caller:
+    """A task in one call, and how the call ended: `outcome`."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.outcome: Any = "blocked"
+
+    async def run(self, call: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        """Make the call and note what came of it."""
+        try:
+            with self.scope:
+                self.outcome = await call(*args)
+        except Exception as error:
+            self.outcome = told(error)
+        if self.scope.cancelled_caught:
+            self.outcome = "cancelled"
+
+
+def told(error: BaseException | None) -> Any:
+    """An exception as a user sees it, to be compared: class, text, number, and that of its cause."""
+    if error is None:
+        return None
+    return type(error), str(error), getattr(error, "errno", None), told(error.__cause__)
+
+
+async def outcome_of(call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    """The result of a call, or its exception as `told` has it."""
+    try:
+        return await call(*args)
+    except Exception as error:
+        return told(error)

@@ -1,0 +1,1319 @@
+"""Layer 3, files: what trio.open_file, trio.wrap_file and trio.Path.open answer, as ring operations.
+
+Knows the builtin file objects (FileIO, BufferedReader, BufferedWriter, BufferedRandom, TextIOWrapper) and which entry does
+the work of which method; knows nothing of how the replacements come to be in Trio's classes (the seams put them there).
+
+Theory of operation
+===================
+The builtin object always exists, is what a user sees as `wrapped`, answers all attributes, and says no in its own words.
+Only its data goes another way. Three objects stand beside it:
+
+    Engine        one call at a time in the order of asking, cancel and schedule points, sharing with others
+    TextFile      (`_text`) encodings, lines of text, cookies; only over a builtin TextIOWrapper
+    BinaryFile    buffering as the builtin's, and the reads and writes themselves
+
+The position is the kernel's own: every read and write is one at "the file's current position" (offset -1), so O_APPEND, and
+whoever shares the open file (a child process), see what they see today. The builtin object's buffer is empty as long as
+an engine serves it; what is read ahead or not written yet is in `BinaryFile`.
+
+Giving and taking
+-----------------
+`give` hands everything to the builtin object: data not yet written goes into its buffer, the position goes back by what was
+read ahead. lseek(2) first, then the object's own `tell` or `seek`, because a buffered object believes what it remembers.
+There are two uses.
+
+    - A file that nobody else can know of (`open_file` made it) is given once: when somebody reaches for the builtin object
+      (`wrapped`, `buffer`, `raw`, `detach`), or calls in a run that is not on the ring. From then on Trio's own way serves it.
+    - A file that came from outside (`wrap_file`) may be used by its owner between any two calls. So each call begins with
+      `take`, which adopts the builtin object's position and empties its buffer, and ends with `give`. Writes are
+      not held back then, since nothing can be taken back out of a builtin's buffer unwritten. Entries are submitted at once,
+      because the owner may close the file.
+
+What is served
+--------------
+Objects of exactly the builtin types, over a regular file of a filesystem whose data is at hand in this machine
+(`tu_file_kind`). All else, users' classes, pipes, terminals, /proc, files over a network, goes Trio's own way.
+
+That choice also permits to close on the spot. close(2) waits only where the file has a flush operation (NFS, FUSE, CIFS),
+and IORING_OP_CLOSE runs in the submitting thread for files without one: it would be the same call, later. What can
+take time, writing out what is buffered, has been done by ring operations before.
+
+For other modules
+-----------------
+`open_fd`       openat(2) on the ring.
+`open_builtin`  the builtin `open`, with that openat.
+`own`           the engine of a builtin file that only the caller holds; keep it beside the file.
+`served`        the engine of a builtin file that others may hold as well; one for each file, however many ask.
+`hand_over`     call it before the builtin object is shown to anybody or used by other means.
+`UNTOUCHED`     attributes of the builtin object that may be read without that.
+
+An engine has the builtin's own methods as coroutines, each a checkpoint, and `aclose`. They may be called anywhere in
+Trio: where the ring is not there they hand over and go through a worker thread.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import functools
+import gc
+import io
+import operator
+import os
+import sys
+import time
+import types
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any, Final
+
+import trio
+from trio import _file_io
+from trio._file_io import AsyncIOWrapper
+from trio._util import async_wraps
+from trio.lowlevel import Task
+
+from ._manager import UringIOManager
+from ._operation import GLOBAL_RUN_CONTEXT, Operation
+from ._ring import OP_OPENAT, OP_READ, OP_WRITE, ffi, lib, supported_operations
+from ._sockets import MOST, Lent, replaces, ring_manager
+from ._text import STATELESS, TextFile
+
+OP_FTRUNCATE: Final = 55  # kernel 6.9
+IOSQE_ASYNC: Final = 1 << 4
+AT_FDCWD: Final = -100
+CURRENT: Final = (1 << 64) - 1  # offset -1: at the file's position, which moves (IORING_FEAT_RW_CUR_POS)
+
+# A transfer of more bytes than these is copied by a worker of the kernel's, so that others run meanwhile.
+ASIDE: Final = 1 << 20
+# What is read ahead grows to so many bytes while a file is read in order.
+MOST_AHEAD: Final = 64 * 1024
+# Seconds that `async for` may go on without a schedule point.
+TURN: Final = 0.001
+
+BUFFERED: Final = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
+BINARY: Final = (io.FileIO, *BUFFERED)
+
+UNTOUCHED: Final = frozenset(
+    (
+        "closed", "closefd", "encoding", "errors", "fileno", "isatty", "line_buffering", "mode", "name", "readable",
+        "seekable", "writable", "write_through",
+    )
+)  # fmt: skip
+
+NO_LINES: Final[Iterator[Any]] = iter(())
+builtin_open: Final[Callable[..., Any]] = open
+
+
+class Refused(Exception):
+    """The builtin object would not do this: ask it, so that it says so."""
+
+
+def _size(value: Any) -> int:
+    """An argument as the builtin takes it: an integer, or None for -1."""
+    return -1 if value is None else _integer(value)
+
+
+def _integer(value: Any) -> int:
+    """An argument as the builtin takes it: an integer."""
+    try:
+        number: int = operator.index(value)
+    except TypeError:
+        raise Refused from None
+    if not -sys.maxsize <= number <= sys.maxsize:
+        raise Refused
+    return number
+
+
+def _blank(size: int) -> bytes:
+    """A new bytes object for the kernel to fill, before anybody else sees it; never one of the interpreter's shared ones."""
+    return bytes(size if size > 1 else 2)
+
+
+class Prompt(Operation):
+    """Submitted at once: before the tick ends a wrapped file's owner may close it, and the number be another file's (F17)."""
+
+    __slots__ = ()
+
+    async def asleep(self, user_data: int) -> None:
+        """As for every operation; which is in the books before anything here can fail."""
+        self.user_data = user_data
+        self.manager.operations[user_data] = self
+        self.manager.ring.submit()
+        await super().asleep(user_data)
+
+
+class BinaryFile:
+    """The methods of a builtin binary file, raw or buffered, over its descriptor.
+
+    One call at a time, and `manager` is that of the run. Arguments are as a user gave them. A method that raises, a cancel
+    included, has had no effect of its own: what was read stays to be read, and of data to write, what is not held back and
+    has not reached the file is not taken.
+    """
+
+    def __init__(self, real: Any, shared: bool = False) -> None:
+        self.real = real
+        self.shared = shared
+        raw = real if type(real) is io.FileIO else real.raw
+        self.fd: int = raw.fileno()
+        self.manager: UringIOManager = None  # type: ignore[assignment]  # set for each call
+        self.buffered = real is not raw
+        # CPython counts the buffer in, and has no other word for it.
+        self.size = (real.__sizeof__() - type(real).__basicsize__ if self.buffered else 0) or io.DEFAULT_BUFFER_SIZE
+        self._can_read: bool = raw.readable()
+        self._can_write: bool = raw.writable()
+        self._appends = "a" in raw.mode
+        # Read ahead: _data[_start:_end]. The file's position is at its end.
+        self._data = b""
+        self._start = 0
+        self._end = 0
+        self._ahead = self.size
+        # Of these bytes, the lines that `async for` takes are already split off; see `_unsplit`.
+        self._lines: list[bytes] = []
+        self.ready = NO_LINES
+        # To be written. The file's position is at its beginning. Never both.
+        self.pending = bytearray()
+        self.newlines = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the builtin object is closed."""
+        return bool(self.real.closed)
+
+    def readable(self) -> bool:
+        """As of the builtin object."""
+        return self._can_read
+
+    def writable(self) -> bool:
+        """As of the builtin object."""
+        return self._can_write
+
+    def seekable(self) -> bool:
+        """It is a regular file."""
+        return True
+
+    # ------------------------------------------------------------------ position
+
+    def position(self) -> int:
+        """Where the next read or write begins, in bytes."""
+        self._unsplit()
+        return os.lseek(self.fd, 0, os.SEEK_CUR) - (self._end - self._start) + len(self.pending)
+
+    def rewind(self) -> None:
+        """Forget what was read ahead: the file's position is that of the user."""
+        self._unsplit()
+        if self._end > self._start:
+            os.lseek(self.fd, self._start - self._end, os.SEEK_CUR)
+        self._keep(b"", 0)
+
+    def _keep(self, data: bytes, end: int) -> None:
+        self._data = data
+        self._start = 0
+        self._end = end
+
+    def _take(self, size: int) -> bytes:
+        """At most `size` of the bytes read ahead."""
+        start = self._start
+        self._start = stop = min(start + size, self._end)
+        return self._data[start:stop]
+
+    def _unsplit(self) -> None:
+        """The lines that `async for` has not taken are bytes again."""
+        if self._lines:
+            left = operator.length_hint(self.ready)
+            if left:
+                self._start -= sum(map(len, self._lines[-left:]))
+            self._lines = []
+        self.ready = NO_LINES
+
+    # ------------------------------------------------------------------ the operations
+
+    async def _transfer(self, opcode: int, keep: Any, address: Any, size: int) -> int:
+        """One read or write at the file's position; the number of bytes."""
+        if self.shared and self.closed:
+            raise ValueError("I/O operation on closed file.")
+        before = os.lseek(self.fd, 0, os.SEEK_CUR)
+        done = await (Prompt if self.shared else Operation)(self.manager, self.fd, keep, None).perform(
+            opcode, address, min(size, MOST), CURRENT, sqe_flags=IOSQE_ASYNC if size > ASIDE else 0
+        )
+        if done < size and not self.closed:
+            # The kernel tried for the rest. Where that was an error, it does not move the position (6.18).
+            if opcode == OP_WRITE and self._appends:
+                os.lseek(self.fd, 0, os.SEEK_END)
+            else:
+                os.lseek(self.fd, before + done, os.SEEK_SET)
+        return done
+
+    def _read(self, address: Any, size: int) -> Awaitable[int]:
+        return self._transfer(OP_READ, address, address, size)
+
+    def _write(self, data: Any, start: int = 0) -> Awaitable[int]:
+        """One write(2) of bytes, or of a cffi array, from `start` on; the number of bytes written."""
+        address = ffi.from_buffer(data) if type(data) is bytes else data
+        return self._transfer(OP_WRITE, (data, address), address + start, len(data) - start)
+
+    async def _more(self, size: int) -> bool:
+        """Read at most `size` bytes behind those that were read ahead; false at the end of the file.
+
+        The end is where the file's size says, as for read(2): no operation for nothing.
+        """
+        remaining = lib.tu_remaining(self.fd)
+        if remaining <= 0:
+            return False
+        size = min(size, remaining, MOST)
+        memory = _blank(size)
+        got = await self._read(ffi.from_buffer(memory), size)
+        if self._end > self._start:
+            memory = self._data[self._start : self._end] + memory[:got]
+        self._keep(memory, self._end - self._start + got)
+        return got > 0
+
+    async def _hold(self, size: int) -> None:
+        """Read ahead at least `size` bytes, or all there are."""
+        while (missing := size - (self._end - self._start)) > 0:
+            if missing < self._ahead:
+                missing = self._ahead
+                self._ahead = min(2 * missing, max(MOST_AHEAD, self.size))
+            if not await self._more(missing):
+                break
+
+    async def _before_reading(self) -> None:
+        if not self._can_read:
+            raise Refused
+        if self.pending:
+            await self._write_out()
+        if self._lines:
+            self._unsplit()
+
+    def _before_writing(self) -> None:
+        if not self._can_write:
+            raise Refused
+        if self._end > self._start:
+            self.rewind()
+
+    async def _write_out(self) -> None:
+        pending = self.pending
+        while pending:
+            del pending[: await self._write(bytes(pending))]
+
+    # ------------------------------------------------------------------ reading
+
+    async def read(self, size: Any = -1) -> bytes:
+        """Buffered: `size` bytes, fewer only at the end. Raw: what one read(2) gives."""
+        size = _size(size)
+        if size < 0:
+            if size < -1 and self.buffered:
+                raise Refused
+            return await self.readall()
+        if size == 0 and self._can_read:
+            return b""
+        await self._before_reading()
+        if not self.buffered:
+            return await self.read1(size)
+        if size > self._end - self._start:
+            await self._hold(size)
+        return self._take(size)
+
+    async def readall(self) -> bytes:
+        """All that is left."""
+        await self._before_reading()
+        try:
+            # Nobody knows the end but the file; after the last read the size is asked for once more.
+            while await self._more(sys.maxsize):
+                pass
+        except BaseException:
+            if not self.buffered:
+                self.rewind()
+            raise
+        data = self._data[self._start : self._end]
+        self._keep(b"", 0)
+        return data
+
+    async def read1(self, size: Any = -1) -> bytes:
+        """At most `size` bytes: those read ahead, or what one read(2) gives."""
+        size = _integer(size)
+        await self._before_reading()
+        if size < 0:
+            size = self.size
+        if self._end > self._start:
+            return self._take(size)
+        size = min(size, lib.tu_remaining(self.fd), MOST)
+        if size <= 0:
+            return b""
+        memory = _blank(size)
+        return memory[: await self._read(ffi.from_buffer(memory), size)]
+
+    async def readinto(self, buffer: Any) -> int:
+        """As `read`, into the caller's memory."""
+        with Lent(self._writable(buffer)) as address:
+            return await self._fill(address)
+
+    async def _fill(self, address: Any) -> int:
+        size = len(address)
+        await self._before_reading()
+        if not self.buffered:
+            return await self._read(address, size) if size else 0
+        if size < self._ahead or self._end > self._start:
+            await self._hold(size)
+            return self._copy_to(address, size)
+        done = 0
+        try:
+            while done < size and lib.tu_remaining(self.fd) > 0:
+                got = await self._read(address + done, size - done)
+                if not got:
+                    break
+                done += got
+        except BaseException:
+            self._keep(ffi.buffer(address, done)[:], done)
+            raise
+        return done
+
+    async def readinto1(self, buffer: Any) -> int:
+        """As `read1`, into the caller's memory."""
+        with Lent(self._writable(buffer)) as address:
+            size = len(address)
+            await self._before_reading()
+            if self._end == self._start:
+                return await self._read(address, size) if size else 0
+            return self._copy_to(address, size)
+
+    def _copy_to(self, address: Any, size: int) -> int:
+        data = self._take(size)
+        ffi.memmove(address, data, len(data))
+        return len(data)
+
+    @staticmethod
+    def _writable(buffer: Any) -> Any:
+        try:
+            return ffi.from_buffer(buffer, require_writable=True)
+        except (TypeError, ValueError, BufferError):
+            raise Refused from None
+
+    async def peek(self, size: Any = 0) -> bytes:
+        """What is read ahead, at most one buffer; at least one byte except at the end."""
+        _integer(size)
+        await self._before_reading()
+        await self._hold(1)
+        return self._data[self._start : min(self._end, self._start + self.size)]
+
+    async def readline(self, size: Any = -1) -> bytes:
+        """Up to and with the next line end, at most `size` bytes; b"" at the end."""
+        limit = _size(size)
+        await self._before_reading()
+        try:
+            return await self._line(limit)
+        finally:
+            if not self.buffered:
+                self.rewind()
+
+    async def _line(self, limit: int) -> bytes:
+        searched = 0
+        while True:
+            have = self._end - self._start
+            most = have if limit < 0 else min(have, limit)
+            at = self._data.find(b"\n", self._start + searched, self._start + most)
+            if at >= 0:
+                return self._take(at + 1 - self._start)
+            if most == limit:
+                return self._take(limit)
+            searched = have
+            # Twice as much each time: what is held is copied each time.
+            self._ahead = max(self._ahead, have)
+            await self._hold(have + 1)
+            if self._end - self._start == have:
+                return self._take(have)
+
+    async def next_line(self) -> bytes:
+        """The next line, for `async for`, and those after it that are at hand in `ready`; b"" at the end."""
+        line: bytes
+        for line in self.ready:
+            return line
+        line = await self.readline()
+        last = self._data.rfind(b"\n", self._start, self._end) + 1
+        if last:
+            self._lines = io.BytesIO(self._data[self._start : last]).readlines()
+            self.ready = iter(self._lines)
+            self._start = last
+        return line
+
+    async def readlines(self, hint: Any = -1) -> list[bytes]:
+        """The lines that are left, or the first ones with more than `hint` bytes together."""
+        most = _size(hint)
+        if most <= 0:
+            return io.BytesIO(await self.readall()).readlines()
+        await self._before_reading()
+        lines: list[bytes] = []
+        total = 0
+        try:
+            while total <= most and (line := await self._line(-1)):
+                lines.append(line)
+                total += len(line)
+        except BaseException:
+            held = b"".join((*lines, self._data[self._start : self._end]))
+            self._keep(held, len(held))
+            raise
+        finally:
+            if not self.buffered:
+                self.rewind()
+        return lines
+
+    # ------------------------------------------------------------------ writing
+
+    async def write(self, data: Any) -> int:
+        """Buffered: all of it, into the buffer if it fits there. Raw: what one write(2) takes."""
+        self._before_writing()
+        if type(data) is bytes:
+            return await self._put(data)
+        try:
+            memory = ffi.from_buffer(data)
+        except (TypeError, ValueError, BufferError):
+            raise Refused from None
+        with Lent(memory):
+            return await self._put(memory)
+
+    async def _put(self, data: Any) -> int:
+        size = len(data)
+        if not self.buffered:
+            return await self._write(data)
+        pending = self.pending
+        done = 0
+        if len(pending) + size > self.size:
+            await self._write_out()
+            if size > self.size:
+                done = await self._write_most(data, size)
+        pending += data[done:] if type(data) is bytes else ffi.buffer(data)[done:]
+        return size
+
+    async def _write_most(self, data: Any, size: int) -> int:
+        """Write until what is left fits into the buffer; the number of bytes written."""
+        done = await self._write(data)
+        if size - done > self.size:
+            # Some of it is in the file: a cancel can no longer undo that, so it waits.
+            try:
+                with trio.CancelScope(shield=True):
+                    while size - done > self.size:
+                        done += await self._write(data, done)
+            except OSError as error:
+                error.characters_written = done  # type: ignore[attr-defined]  # for TextFile
+                raise
+        return done
+
+    async def writelines(self, lines: Iterable[Any]) -> None:
+        """`write` for each."""
+        for line in lines:
+            try:
+                await self.write(line)
+            except Refused:
+                self.real.write(line)
+
+    async def flush(self) -> None:
+        """What was written is in the file, as far as the kernel is concerned."""
+        if self.pending:
+            await self._write_out()
+        if self._can_write:
+            self.rewind()
+
+    async def truncate(self, size: Any = None) -> int:
+        """Cut or extend the file to `size` bytes, by default to the position, which stays."""
+        if not self._can_write:
+            raise Refused
+        await self.flush()
+        return await self.cut(self.position() if size is None else _integer(size))
+
+    async def cut(self, length: int) -> int:
+        """ftruncate(2)."""
+        if length < 0 or not self._can_write:
+            raise Refused
+        if _truncates():
+            await Operation(self.manager, self.fd, None, None).perform(OP_FTRUNCATE, None, 0, length)
+        else:
+            await trio.to_thread.run_sync(os.ftruncate, self.fd, length)
+        return length
+
+    # ------------------------------------------------------------------ moving
+
+    async def seek(self, target: Any, whence: Any = 0) -> int:
+        """Go there: from the beginning (0), from here (1), from the end (2); the new position."""
+        to = _integer(target)
+        whence = _integer(whence)
+        if not 0 <= whence <= 4:
+            raise Refused
+        if self.pending:
+            await self._write_out()
+        self._unsplit()
+        if whence <= 1 and self._end > self._start:
+            here = self.position()
+            there = to if whence == 0 else here + to
+            if -self._start <= there - here <= self._end - self._start:
+                self._start += there - here
+                return there
+            to, whence = there, 0
+        position = os.lseek(self.fd, to, whence)
+        self._keep(b"", 0)
+        self._ahead = self.size
+        return position
+
+    async def tell(self) -> int:
+        """The position."""
+        return self.position()
+
+    # ------------------------------------------------------------------ giving and taking
+
+    def give(self) -> None:
+        """The builtin object has everything: see the module."""
+        self.rewind()
+        self.real.tell()
+        if self.pending:
+            self.real.write(bytes(self.pending))
+            self.pending.clear()
+
+    def take(self) -> None:
+        """The builtin object's buffer is empty and its position is the file's."""
+        if self._can_read and self.buffered:
+            position = self.real.tell()
+            self.real.seek(0, os.SEEK_END)
+            os.lseek(self.fd, position, os.SEEK_SET)
+        elif self.buffered:
+            self.real.flush()
+
+
+@functools.cache
+def _truncates() -> bool:
+    return OP_FTRUNCATE in supported_operations()
+
+
+class Engine:
+    """What serves one builtin file object: `core`, a TextFile or a BinaryFile, with the manners of an asynchronous file.
+
+    Its coroutine methods, made below, are those of the builtin object (`METHODS`), and take and answer the same.
+
+    Args:
+      real: the builtin file object.
+      shared: somebody else may use it between two calls.
+      newline: as given to `open`; only for text.
+
+    Attributes:
+      given: it has been handed over for good.
+      busy: a call is being served.
+      dropped: what writes out if nobody closes the file, once there may be something to write.
+      reader, until: the task that may take a line from `core.ready` without asking for its turn, and until when.
+    """
+
+    def __init__(self, real: Any, shared: bool, newline: str | None) -> None:
+        self.real = real
+        self.given = False
+        self.busy = False
+        self.reader: Task | None = None
+        self.until = 0.0
+        self.shared = shared
+        self._give_later = False
+        self._queue: trio.lowlevel.ParkingLot | None = None
+        self.dropped: Any = None
+        # The cookie and the version of the file, and the binary file's position, at the last give.
+        self._left: tuple[int, int] | None = None
+        self._position = 0
+        self.core: BinaryFile | TextFile
+        if type(real) is io.TextIOWrapper:
+            self.binary = BinaryFile(real.buffer, shared)
+            self._facts = _facts_of(real, newline)
+            self.core = self._text()
+        else:
+            self.core = self.binary = BinaryFile(real, shared)
+
+    def _text(self) -> TextFile:
+        encoding, errors, newline, line_buffering, write_through = self._facts
+        return TextFile(
+            self.binary,
+            encoding=encoding,
+            errors=errors,
+            newline=newline,
+            line_buffering=line_buffering,
+            write_through=write_through,
+            at_start=self.binary.position() == 0,
+        )
+
+    @property
+    def newlines(self) -> Any:
+        """As of the builtin text file."""
+        return self.real.newlines if self.given else self.core.newlines
+
+    # ------------------------------------------------------------------ one at a time
+
+    async def turn(self) -> None:
+        """Wait behind those who asked before. A cancel point."""
+        if self._queue is None:
+            self._queue = trio.lowlevel.ParkingLot()
+        await self._queue.park()
+
+    def release(self) -> None:
+        try:
+            if self._give_later:
+                self._give_later = False
+                _give(self.real, self.core, self.binary)
+        finally:
+            if self._queue:
+                self._queue.unpark()
+            else:
+                self.busy = False
+
+    # ------------------------------------------------------------------ the end
+
+    @trio.lowlevel.enable_ki_protection
+    async def aclose(self) -> None:
+        """Write out and close, whatever is cancelled; a schedule point. The builtin object is closed in any case."""
+        manager = self.manager()
+        if manager is None or (self.given and not self.busy):
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self.real.close)
+            return
+        if self.busy or self.binary.writable():
+            with trio.CancelScope(shield=True):
+                await self._write_out_and_close(manager)
+        else:
+            self.reader = None
+            self._forget()
+            self.real.close()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _write_out_and_close(self, manager: UringIOManager) -> None:
+        if self.busy:
+            await self.turn()
+        self.busy = True
+        self.reader = None
+        try:
+            self.binary.manager = manager
+            try:
+                if not self.given and not _is_closed(self.real):
+                    await self.core.flush()
+            finally:
+                self._forget()
+                if self.given:
+                    await trio.to_thread.run_sync(self.real.close)
+                else:
+                    self.real.close()
+        finally:
+            self.release()
+
+    def _forget(self) -> None:
+        """What could not be written is lost, as with the builtin object."""
+        if isinstance(self.core, TextFile):
+            self.core.take_pending()
+        self.binary.pending.clear()
+        if self.dropped is not None:
+            self.dropped.detach()
+            self.dropped = None
+
+    def manager(self) -> UringIOManager | None:
+        """Of the run that the caller is in; where it is not on the ring, the file is handed over."""
+        manager = ring_manager()
+        if manager is None:
+            self.hand_over()
+        return manager
+
+    @trio.lowlevel.enable_ki_protection
+    def hand_over(self) -> None:
+        """The builtin object has everything, and Trio's own way serves it from now on."""
+        if not self.given:
+            self.given = True
+            self.reader = None
+            _handed_over.add(self.real)
+            if self.dropped is not None:
+                self.dropped.detach()
+            if self.shared:
+                pass  # it is given after every call
+            elif self.busy:
+                self._give_later = True  # the kernel is at work
+            elif not _is_closed(self.real):
+                _give(self.real, self.core, self.binary)
+
+    def watch(self) -> None:
+        """If nobody closes the file, what was not written reaches the builtin object, which then ends as it always does.
+
+        That object must live until then, so what keeps it alive is not the engine, but the registry of finalizers.
+        """
+        self.dropped = weakref.finalize(self, _give, self.real, self.core, self.binary)
+
+    # ------------------------------------------------------------------ sharing
+
+    async def _truncate_text(self, size: Any = None) -> int:
+        """The builtin cuts where its binary file is, which is not where the text is, and moves neither."""
+        self.real.flush()
+        alone = (self.real.tell(), self._version()) == self._left
+        place = self._position if alone else self.real.buffer.tell()
+        try:
+            length = await self.binary.cut(place if size is None else _integer(size))
+        except Refused:
+            return int(self.real.truncate(size))
+        if alone:
+            assert self._left is not None
+            self._left = self._left[0], self._version()
+        return length
+
+    async def _take(self, name: str) -> None:
+        """Adopt what others did with the builtin object. Raises what it raises where it cannot tell its position."""
+        if not isinstance(self.core, TextFile):
+            self.binary.take()
+            return
+        real = self.real
+        facts = _facts_of(real, _newline_of(real))
+        if facts != self._facts:  # reconfigure()
+            self._facts = facts
+            self.core = self._text()
+            self._left = None
+        if _only_appends(self.core, self.binary):
+            real.flush()
+            return
+        cookie = real.tell()
+        place = real.buffer.tell()
+        self.binary.take()
+        if (cookie, self._version()) == self._left:
+            # Nobody has been here: what was decoded is still good, and the binary file goes on behind it.
+            os.lseek(self.binary.fd, self._position, os.SEEK_SET)
+            return
+        # What is written goes where the binary file is.
+        await self.core.seek(place if name in WRITES else cookie)
+
+    async def call_shared(self, name: str, ours: str, args: tuple[Any, ...]) -> Any:
+        """One method, between taking and giving back."""
+        try:
+            if name == "truncate" and isinstance(self.core, TextFile):
+                return await self._truncate_text(*args)
+            await self._take(name)
+        except (OSError, ValueError):
+            return await trio.to_thread.run_sync(functools.partial(getattr(self.real, name), *args))
+        try:
+            try:
+                result = await getattr(self.core, ours)(*args)
+            except Refused:
+                result = getattr(self.real, name)(*args)
+            if name in WRITES:
+                with trio.CancelScope(shield=True):
+                    await self.core.flush()
+            return result
+        finally:
+            if not _is_closed(self.real):
+                self._give_back()
+
+    def _version(self) -> int:
+        return os.fstat(self.binary.fd).st_mtime_ns if self.binary.writable() else 0
+
+    def _give_back(self) -> None:
+        if isinstance(self.core, TextFile):
+            self._position = os.lseek(self.binary.fd, 0, os.SEEK_CUR)
+            cookie = _give(self.real, self.core, self.binary)
+            self._left = cookie, self._version()
+        else:
+            self.binary.give()
+
+
+def _give(real: Any, core: BinaryFile | TextFile, binary: BinaryFile) -> int:
+    """Hands everything to the builtin object; its position, or cookie."""
+    if not isinstance(core, TextFile):
+        binary.give()
+        return 0
+    text = core.take_pending()
+    binary.pending += text
+    if _only_appends(core, binary):
+        binary.give()
+        return 0
+    if binary.pending:
+        binary.give()
+        real.buffer.flush()  # what is appended is not where the position was; and the seek below does it anyway
+        cookie = real.buffer.tell()
+    else:
+        cookie = core.cookie(binary.position())
+        binary.give()
+    return int(real.seek(cookie))
+
+
+def _only_appends(core: TextFile, binary: BinaryFile) -> bool:
+    """Whether both sides just write on, wherever the file is: no seek, which would race with others who write there.
+
+    Standard output in a file, with child processes that have it as well, is such a file.
+    """
+    return not binary.readable() and codecs.lookup(core.encoding).name in STATELESS
+
+
+def _is_closed(real: Any) -> bool:
+    try:
+        return bool(real.closed)
+    except ValueError:  # detached
+        return True
+
+
+def _facts_of(real: io.TextIOWrapper, newline: str | None) -> tuple[str, str, str | None, bool, bool]:
+    return real.encoding, real.errors or "strict", newline, real.line_buffering, real.write_through
+
+
+def _newline_of(real: io.TextIOWrapper) -> str | None:
+    """The `newline` that a text file was opened with, which it has no attribute for.
+
+    It is the only string that it refers to that is a line end, save for decoded text, which a seek drops.
+    """
+    if real.readable():
+        real.seek(real.tell())
+    ends = [each for each in gc.get_referents(real) if type(each) is str and each in ("", "\n", "\r", "\r\n")]
+    return ends[0] if ends else None
+
+
+# ------------------------------------------------------------------ the methods
+
+
+# The builtin's, and the least and greatest number of their arguments.
+METHODS: Final = {
+    "flush": (0, 0),
+    "peek": (0, 1),
+    "read": (0, 1),
+    "read1": (0, 1),
+    "readall": (0, 0),
+    "readinto": (1, 1),
+    "readinto1": (1, 1),
+    "readline": (0, 1),
+    "readlines": (0, 1),
+    "seek": (1, 2),
+    "tell": (0, 0),
+    "truncate": (0, 1),
+    "write": (1, 1),
+    "writelines": (1, 1),
+}
+WRITES: Final = ("write", "writelines")
+
+
+def _method(name: str, ours: str, least: int, most: int) -> Callable[..., Awaitable[Any]]:
+    """The builtin's method of that name, as a coroutine method of Engine; `ours` is its name in `core`."""
+    iterates = ours == "next_line"
+
+    async def method(self: Engine, *args: Any, **kwargs: Any) -> Any:
+        manager = self.manager()
+        if manager is None or (self.given and not self.busy):
+            return await trio.to_thread.run_sync(functools.partial(getattr(self.real, name), *args, **kwargs))
+        task = GLOBAL_RUN_CONTEXT.task
+        points = task._schedule_points
+        # trio.lowlevel.checkpoint_if_cancelled, flattened.
+        task._cancel_points += 1
+        if task._cancel_status.effectively_cancelled or task._runner.ki_pending:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        if self.busy:
+            await self.turn()
+        self.busy = True
+        self.reader = None
+        try:
+            if self.given:
+                return await trio.to_thread.run_sync(functools.partial(getattr(self.real, name), *args, **kwargs))
+            self.binary.manager = manager
+            if kwargs or not least <= len(args) <= most or _is_closed(self.real):
+                result = getattr(self.real, name)(*args, **kwargs)
+            elif self.shared:
+                result = await self.call_shared(name, ours, args)
+            else:
+                try:
+                    result = await getattr(self.core, ours)(*args)
+                except Refused:
+                    result = getattr(self.real, name)(*args)
+                if name in WRITES and self.dropped is None:
+                    self.watch()
+        finally:
+            self.release()
+        if task._schedule_points == points:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        if iterates and not self.busy and not self.shared:
+            self.reader = task
+            self.until = time.monotonic() + TURN
+        return result
+
+    method.__name__ = ours
+    method.__qualname__ = f"Engine.{ours}"
+    return trio.lowlevel.enable_ki_protection(method)
+
+
+for _name, (_least, _most) in METHODS.items():
+    setattr(Engine, _name, _method(_name, _name, _least, _most))
+# For `async for`: a line as `readline` answers it.
+Engine.next_line = _method("readline", "next_line", 0, 0)  # type: ignore[attr-defined]
+
+
+# ------------------------------------------------------------------ which files
+
+
+# id of the builtin object -> its engine, which keeps the object alive.
+_engines: weakref.WeakValueDictionary[int, Engine] = weakref.WeakValueDictionary()
+_handed_over: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _servable(real: Any) -> bool:
+    kind = type(real)
+    binary = real
+    if kind is io.TextIOWrapper:
+        if _is_closed(real) or type(real.buffer) not in BUFFERED:
+            return False
+        binary = real.buffer
+    elif kind not in BINARY:
+        return False
+    if _is_closed(binary) or not METHODS.keys().isdisjoint(real.__dict__):
+        return False
+    raw = binary if type(binary) is io.FileIO else binary.raw
+    return type(raw) is io.FileIO and lib.tu_file_kind(raw.fileno()) == lib.TU_LOCAL
+
+
+def own(real: Any, newline: str | None = None) -> Engine | None:
+    """The engine of a builtin file that only the caller holds, and shows to nobody without `hand_over`; None if there is none.
+
+    Args:
+      newline: as it was given to `open`.
+    """
+    return Engine(real, False, newline) if _servable(real) else None
+
+
+def served(real: Any) -> Engine | None:
+    """The engine of a file object, whoever else may hold it; None where Trio's own way serves it."""
+    engine = _engines.get(id(real))
+    if engine is None:
+        try:
+            if real in _handed_over or not _servable(real):
+                return None
+            engine = Engine(real, True, _newline_of(real) if type(real) is io.TextIOWrapper else None)
+        except (OSError, TypeError, ValueError):  # not hashable; in the middle of `for`; detached
+            return None
+        _engines[id(real)] = engine
+    return None if engine.given else engine
+
+
+def hand_over(real: Any) -> None:
+    """Whoever serves this file through `served` is to stop: see `Engine.hand_over`."""
+    engine = _engines.get(id(real))
+    if engine is not None:
+        engine.hand_over()
+
+
+# ------------------------------------------------------------------ opening
+
+
+class Open(Operation):
+    """IORING_OP_OPENAT; the new descriptor is delivered or closed, never leaked (F9)."""
+
+    __slots__ = ()
+
+    def torn_down(self) -> None:
+        """As for every operation; but the file may have been opened, and the task not have run since."""
+        if self.task is None:
+            self.discard(self.result, self.flags)
+        super().torn_down()
+
+    def discard(self, result: int, flags: int) -> None:
+        """Nobody will take the descriptor."""
+        if result >= 0:
+            os.close(result)
+
+
+@trio.lowlevel.enable_ki_protection
+async def open_fd(manager: UringIOManager, path: str | bytes, flags: int, mode: int = 0o666) -> int:
+    """openat(2), relative to the working directory; the new descriptor. A schedule point and a cancel point.
+
+    Args:
+      path: as `os.fspath` answers it.
+      flags, mode: those of open(2); O_CLOEXEC is for the caller to give.
+
+    Raises:
+      ValueError: a null byte in the path.
+      OSError: with the path as its filename.
+    """
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise ValueError("embedded null byte")
+    memory = ffi.from_buffer(name + b"\0")
+    try:
+        try:
+            fd = await _openat(manager, memory, flags, mode, 0)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return await _openat(manager, memory, flags, mode, IOSQE_ASYNC)
+        if lib.tu_file_kind(fd) == lib.TU_FIFO and not flags & os.O_NONBLOCK:
+            try:
+                await _until_written(manager, memory, flags, fd)
+            except BaseException:
+                os.close(fd)
+                raise
+        return fd
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+
+
+def _openat(manager: UringIOManager, memory: Any, flags: int, mode: int, sqe_flags: int) -> Awaitable[int]:
+    return Open(manager, AT_FDCWD, memory, None).perform(OP_OPENAT, memory, mode, op_flags=flags, sqe_flags=sqe_flags)
+
+
+async def _until_written(manager: UringIOManager, memory: Any, flags: int, fd: int) -> None:
+    """Wait until somebody has opened a FIFO, which we have opened for reading, to write.
+
+    The kernel's first attempt at openat(2) is one with O_NONBLOCK, and that does not wait. So open it once more, in a worker,
+    just for the waiting; unless the writer has come before, of which its data or its hanging up tells.
+    """
+    async with trio.open_nursery() as nursery:
+
+        async def opened() -> None:
+            with contextlib.suppress(OSError):
+                os.close(await _openat(manager, memory, flags, 0, IOSQE_ASYNC))
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(opened)
+        await manager.wait_ready(fd, manager.readers)
+        nursery.cancel_scope.cancel()
+
+
+class _Flags(Exception):
+    """The builtin `open` has found nothing wrong and would open the file now, with these flags."""
+
+
+_flags_of: dict[tuple[object, ...], int] = {}
+
+
+def _checked_flags(path: str | bytes, *arguments: Any) -> int:
+    """The flags of open(2) that the builtin `open` uses, or what it raises before it opens anything."""
+    mode, buffering, encoding, errors, newline = arguments
+    key = mode, buffering == 0, encoding is None, errors is None, newline is None
+    flags = _flags_of.get(key)
+    if flags is None:
+
+        def stop(_path: Any, flags: int) -> int:
+            raise _Flags(flags)
+
+        try:
+            builtin_open(path, *arguments, True, stop).close()
+        except _Flags as found:
+            _flags_of[key] = flags = found.args[0]
+        assert flags is not None
+    return flags
+
+
+async def open_builtin(
+    manager: UringIOManager,
+    file: Any,
+    mode: str = "r",
+    buffering: int = -1,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+) -> Any:
+    """The builtin `open`, with its arguments, results and errors; the opening itself is a ring operation.
+
+    None where that must be done in another way: `file` is a descriptor, or an argument is none that the annotations allow.
+    """
+    if isinstance(file, int) or type(mode) is not str or type(buffering) is not int:
+        return None
+    if buffering == 1 and "b" in mode:  # a warning that would come twice
+        return None
+    for text in (encoding, errors, newline):
+        if text is not None and type(text) is not str:
+            return None
+    try:
+        path = os.fspath(file)
+    except TypeError:
+        return None
+    flags = _checked_flags(path, mode, buffering, encoding, errors, newline)
+    sys.audit("open", path, mode, flags)  # again in the builtin; but here it can still prevent the opening
+    fd = await open_fd(manager, path, flags)
+    return open(path, mode, buffering, encoding, errors, newline, True, lambda _path, _flags: fd)  # noqa: ASYNC230
+
+
+# ------------------------------------------------------------------ what Trio's names become
+
+
+# Where an AsyncIOWrapper keeps its engine.
+ENGINE: Final = "_trio_uring_engine"
+_MISSING: Final = object()
+
+
+def _wrapper_of(real: Any, newline: str | None) -> AsyncIOWrapper[Any]:
+    wrapper = AsyncIOWrapper(real)
+    _adopt(wrapper, newline)
+    return wrapper
+
+
+def _adopt(wrapper: AsyncIOWrapper[Any], newline: str | None) -> None:
+    engine = own(wrapper._wrapped, newline)
+    if engine is not None:
+        wrapper.__dict__[ENGINE] = engine
+
+
+def _engine_of(wrapper: AsyncIOWrapper[Any]) -> Engine | None:
+    """The engine of a wrapper; found or made at the first use on the ring."""
+    attributes = wrapper.__dict__
+    engine: Engine | None = attributes.get(ENGINE)
+    if engine is None and "_wrapped" in attributes and ring_manager() is not None:
+        engine = served(attributes["_wrapped"])
+        if engine is not None:
+            attributes[ENGINE] = engine
+    return engine
+
+
+def _give_wrapped(wrapper: AsyncIOWrapper[Any]) -> None:
+    engine: Engine | None = wrapper.__dict__.get(ENGINE)
+    if engine is not None:
+        engine.hand_over()
+
+
+@functools.cache
+def _as_trios(kind: Any, name: str) -> Callable[..., Awaitable[Any]]:
+    """A method of Engine with the names and the documentation that Trio's own has."""
+    method = getattr(Engine, name)
+    copy = types.FunctionType(method.__code__, method.__globals__, name, None, method.__closure__)
+    return async_wraps(AsyncIOWrapper, kind, name)(copy)
+
+
+@trio.lowlevel.enable_ki_protection
+async def open_file(
+    original: Callable[..., Awaitable[AsyncIOWrapper[Any]]], /, file: Any, *args: Any, **kwargs: Any
+) -> AsyncIOWrapper[Any]:
+    """trio.open_file."""
+    manager = ring_manager()
+    if manager is None:
+        return await original(file, *args, **kwargs)
+    try:
+        mode, buffering, encoding, errors, newline, closefd, opener = _open_arguments(*args, **kwargs)
+    except TypeError:
+        return await original(file, *args, **kwargs)
+    if opener is None and closefd:
+        real = await open_builtin(manager, file, mode, buffering, encoding, errors, newline)
+        if real is not None:
+            return _wrapper_of(real, newline)
+    wrapper = await original(file, *args, **kwargs)
+    _adopt(wrapper, newline)
+    return wrapper
+
+
+def _open_arguments(
+    mode: Any = "r",
+    buffering: Any = -1,
+    encoding: Any = None,
+    errors: Any = None,
+    newline: Any = None,
+    closefd: Any = True,
+    opener: Any = None,
+) -> tuple[Any, ...]:
+    return mode, buffering, encoding, errors, newline, closefd, opener
+
+
+def path_open(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """trio.Path.open."""
+
+    @replaces(original)
+    async def open(self: Any, *args: Any, **kwargs: Any) -> Any:
+        manager = ring_manager()
+        if manager is not None:
+            try:
+                mode, buffering, encoding, errors, newline, *_ = _open_arguments(*args, **kwargs)
+            except TypeError:
+                return await original(self, *args, **kwargs)
+            if len(args) <= 5 and kwargs.keys().isdisjoint(("closefd", "opener")):
+                real = await open_builtin(manager, self, mode, buffering, encoding, errors, newline)
+                if real is not None:
+                    return _wrapper_of(real, newline)
+        return await original(self, *args, **kwargs)
+
+    return open
+
+
+def wrapper_getattr(original: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    """AsyncIOWrapper.__getattr__."""
+
+    @functools.wraps(original)
+    def __getattr__(self: AsyncIOWrapper[Any], name: str) -> Any:
+        if name in METHODS and name in _file_io._FILE_ASYNC_METHODS:
+            engine = _engine_of(self)
+            if engine is not None:
+                getattr(engine.real, name)  # there must be one
+                kind: Any = type(engine.real)
+                method = types.MethodType(_as_trios(kind, name), engine)
+                setattr(self, name, method)  # as Trio's own
+                return method
+        elif name == "newlines" and isinstance(engine := self.__dict__.get(ENGINE), Engine):
+            return engine.newlines if type(engine.real) is io.TextIOWrapper else engine.real.newlines
+        elif name not in UNTOUCHED and name in _file_io._FILE_SYNC_ATTRS:
+            _give_wrapped(self)
+        return original(self, name)
+
+    return __getattr__
+
+
+def wrapper_wrapped(original: property) -> property:
+    """AsyncIOWrapper.wrapped."""
+    get = original.fget
+    assert get is not None
+
+    @functools.wraps(get)
+    def wrapped(self: AsyncIOWrapper[Any]) -> Any:
+        _give_wrapped(self)
+        return get(self)
+
+    return property(wrapped, doc=original.__doc__)
+
+
+def wrapper_dir(original: Callable[[Any], Iterable[str]]) -> Callable[[Any], Iterable[str]]:
+    """AsyncIOWrapper.__dir__, which reaches for the builtin object just to look."""
+
+    @functools.wraps(original)
+    def __dir__(self: AsyncIOWrapper[Any]) -> Iterable[str]:
+        engine = self.__dict__.get(ENGINE)
+        if engine is None:
+            return original(self)
+        names = _file_io._FILE_SYNC_ATTRS | _file_io._FILE_ASYNC_METHODS
+        return {*object.__dir__(self), *(name for name in names if hasattr(engine.real, name))} - {ENGINE}
+
+    return __dir__
+
+
+def wrapper_detach(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """AsyncIOWrapper.detach."""
+
+    @replaces(original)
+    async def detach(self: AsyncIOWrapper[Any]) -> Any:
+        _give_wrapped(self)
+        return await original(self)
+
+    return detach
+
+
+def wrapper_aclose(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """AsyncIOWrapper.aclose."""
+
+    @replaces(original)
+    async def aclose(self: AsyncIOWrapper[Any]) -> None:
+        engine = _engine_of(self)
+        if engine is None:
+            await original(self)
+            return
+        await engine.aclose()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    return aclose
+
+
+def wrapper_anext(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """AsyncIOWrapper.__anext__: a line that is at hand is answered on the spot, for at most TURN seconds in a row."""
+    monotonic = time.monotonic
+
+    @replaces(original)
+    async def __anext__(self: AsyncIOWrapper[Any]) -> Any:
+        engine: Engine | None = self.__dict__.get(ENGINE) or _engine_of(self)
+        if engine is None or engine.given:
+            return await original(self)
+        try:
+            task: Task = GLOBAL_RUN_CONTEXT.task
+        except AttributeError:
+            return await original(self)
+        if (
+            task is engine.reader
+            and monotonic() < engine.until
+            and not task._cancel_status.effectively_cancelled
+            and not task._runner.ki_pending
+        ):
+            for line in engine.core.ready:
+                return line
+        line = await engine.next_line()  # type: ignore[attr-defined]
+        if line:
+            return line
+        raise StopAsyncIteration
+
+    return __anext__

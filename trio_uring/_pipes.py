@@ -1,0 +1,145 @@
+"""Layer 3, pipes: the methods of trio.lowlevel.FdStream as direct ring operations.
+
+An FdStream holds a pipe, a FIFO, a terminal, or whatever else has a descriptor and no position: the standard streams of
+a child process, in Trio and in AnyIO, are FdStreams. Knows what its methods promise; knows nothing of how they come to be in
+Trio's class (the seams put them there) nor of when an operation is over (`_operation`).
+
+Each function here takes Trio's own method and answers the one that replaces it. What the replacement cannot serve exactly goes
+to Trio's own, which works on the ring as well, through polls: a run on another backend, a closed stream, a stream or a
+descriptor that is busy, arguments that are an error or are nothing. And a run in which somebody has put something in the place of
+the manager's `wait_readable` or `wait_writable`, as Trio's own tests of FdStream do: they want the waiting to go
+through it. `wait_send_all_might_not_block` is a poll and stays Trio's.
+
+FdStream makes its descriptor non-blocking. A ring read or write of a pipe, a terminal, an eventfd waits nevertheless (F20),
+since the kernel polls by itself and tries again; where it gives up and answers EAGAIN, `Operation.failed` takes the poll.
+The offset -1 stands for the file's own position, which streams have not and odd files, such as a regular one, have.
+
+A receive has memory of its own, and no provided buffer: kernels before 6.17 name a buffer in completions of IORING_OP_READ
+that took none (F36), and giving it back twice would hand it to two receives. The memory comes from malloc(3)
+uncleared. Nothing touches its pages before there is data, so an idle pipe costs address space (docs/differences.md has
+the figure).
+
+Child processes
+===============
+`trio.Process.wait` waits until a pidfd is readable, which on the ring is a poll: no thread, no memory, an abort that takes
+effect at once. IORING_OP_WAITID (kernel 6.7) would not make it better. Popen collects the exit status by itself, so the operation
+could only wait (WNOWAIT), and the pidfd is open either way; a process number, unlike a pidfd, may be another process's
+by then; its siginfo must outlive the request (F2), so that a cancelled wait would have to wait once more; and
+its cancel has results of its own (F15). For 200 children killed at once both took 60 µs each (6.18).
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, Final, NoReturn
+
+import trio
+from trio._unix_pipes import DEFAULT_RECEIVE_SIZE
+
+from ._manager import UringIOManager
+from ._operation import Operation
+from ._ring import OP_READ, OP_WRITE, ffi
+from ._sockets import MOST, AsyncMethod, replaces, ring_manager, uncleared
+
+# io_uring_enter(2): "at the file's own position"; for what has none, the only offset that is allowed.
+HERE: Final = 2**64 - 1
+
+
+WAIT_READABLE: Final = UringIOManager.wait_readable
+WAIT_WRITABLE: Final = UringIOManager.wait_writable
+
+
+def _closed() -> trio.ClosedResourceError:
+    return trio.ClosedResourceError("file was already closed")
+
+
+def _translated(error: OSError) -> NoReturn:
+    """What FdStream makes of an error of read(2) or write(2)."""
+    if error.errno == errno.EBADF:
+        raise _closed() from None
+    raise trio.BrokenResourceError from error
+
+
+def receive_some(original: AsyncMethod) -> AsyncMethod:
+    """FdStream.receive_some."""
+
+    @replaces(original)
+    async def receive_some(self: trio.lowlevel.FdStream, max_bytes: int | None = None) -> bytes:
+        manager = ring_manager()
+        detector = self._receive_conflict_detector
+        fd = self._fd_holder.fd
+        most = DEFAULT_RECEIVE_SIZE if max_bytes is None else max_bytes
+        if (
+            manager is None
+            or detector._held
+            or fd < 0
+            or fd in manager.readers
+            or type(most) is not int
+            or not 0 < most <= MOST
+            or UringIOManager.wait_readable is not WAIT_READABLE
+        ):
+            return await original(self, max_bytes)  # type: ignore[no-any-return]
+        memory = uncleared("char[]", most)
+        detector._held = True
+        try:
+            received = await Operation(manager, fd, memory, manager.readers).perform(OP_READ, memory, most, HERE)
+        except OSError as error:
+            _translated(error)
+        finally:
+            detector._held = False
+        return ffi.unpack(memory, received)  # type: ignore[no-any-return]
+
+    return receive_some
+
+
+def send_all(original: AsyncMethod) -> AsyncMethod:
+    """FdStream.send_all: a write after the other until all is written, each as much as the kernel takes.
+
+    What was written when a cancel ended it stays written, as in Trio: a short write is a completion, and the cancel is seen
+    before the next one is queued.
+    """
+
+    @replaces(original)
+    async def send_all(self: trio.lowlevel.FdStream, data: bytes | bytearray | memoryview) -> None:
+        manager = ring_manager()
+        detector = self._send_conflict_detector
+        fd = self._fd_holder.fd
+        memory = None
+        if (
+            manager is not None
+            and not detector._held
+            and fd >= 0
+            and fd not in manager.writers
+            and UringIOManager.wait_writable is WAIT_WRITABLE
+        ):
+            memory = _readable(data)
+        if manager is None or memory is None:
+            return await original(self, data)  # type: ignore[no-any-return]
+        size = len(memory)
+        sent = 0
+        detector._held = True
+        try:
+            while sent < size:
+                if self._fd_holder.closed:  # since the last write
+                    raise _closed()
+                operation = Operation(manager, fd, memory, manager.writers)
+                sent += await operation.perform(OP_WRITE, memory + sent, min(size - sent, MOST), HERE)
+        except OSError as error:
+            _translated(error)
+        finally:
+            detector._held = False
+            # Not left to the frames of a traceback: they would keep the caller's memory pinned.
+            if operation.user_data not in manager.operations:
+                ffi.release(memory)
+        return None
+
+    return send_all
+
+
+def _readable(data: Any) -> Any:
+    """Pinned, contiguous memory that is not empty, or None."""
+    try:
+        memory = ffi.from_buffer(data)
+    except (TypeError, BufferError, ValueError):
+        return None
+    return memory if len(memory) else None

@@ -1,0 +1,702 @@
+"""Layer 3, positional files: reads, writes and facts of an open file that take the offset with them.
+
+Knows what each call means to a user and which entry says it; knows nothing of how a run came to be on the ring. Trio and
+AnyIO have no such calls, so these are public names. A file here is anything with a descriptor: an int, a builtin file, an
+async file of Trio or AnyIO. Only its descriptor is used: bytes that a buffered file has taken and not flushed are not
+in the file yet, and its own position never moves.
+
+In a run on another backend every function serves through Trio's worker threads, so a library can call it without asking.
+There a transfer that has begun is not cancelled. On the ring it is, by the rule of the whole project: the cancel is
+asked for, the kernel's answer decides, and memory stays pinned until that answer.
+
+Reads and writes are whole: a short transfer goes on where it stopped, so that fewer bytes mean the end of the file. A
+write that is cancelled after a part has gone to the file answers that number, and the next checkpoint raises Cancelled.
+
+Direct I/O (O_DIRECT). Reads that make their own memory make it aligned. Where the caller brings memory, or for an offset or
+length that is off, a ValueError says by how much before anything is queued (F37). What the file wants is asked of
+statx(2), STATX_DIOALIGN, kernel 6.1; a file system that does not tell is left to answer by itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import mmap
+import operator
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, TypeAlias
+
+import attrs
+import trio
+from trio.lowlevel import Task
+
+from ._manager import HasFileno, UringIOManager
+from ._operation import GLOBAL_RUN_CONTEXT, Operation, os_error
+from ._ring import OP_FALLOCATE, OP_FSYNC, OP_READ, OP_STATX, OP_WRITE, OP_WRITEV, ffi, lib
+from ._sockets import MOST, address_of, ring_manager
+
+File: TypeAlias = "int | HasFileno"
+Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
+
+LAST: Final = (1 << 63) - 1  # the largest position of a file, loff_t
+PAGE: Final = mmap.PAGESIZE
+_INT_MAX: Final = 0x7FFFFFFF
+_IOV_MAX: Final = 1024
+_DATASYNC: Final = 1  # IORING_FSYNC_DATASYNC
+_AT_FDCWD: Final = -100
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_AT_EMPTY_PATH: Final = 0x1000
+_STATX_SIZE: Final = 256
+_STATX_DIOALIGN: Final = 0x2000
+_STATX_ASKED: Final = 0x7FF | 0x800 | 0x1000 | _STATX_DIOALIGN  # basic, birth time, mount, direct I/O
+TU_DIRECT: Final = 1
+tu_file = lib.tu_file
+tu_read = lib.tu_read
+tu_rw = lib.tu_rw
+
+
+# ------------------------------------------------------------------ arguments
+
+
+def descriptor(file: object, what: str = "file") -> int:
+    """The descriptor of a file argument; TypeError or ValueError where it has none."""
+    fd: Any
+    if isinstance(file, int) and not isinstance(file, bool):
+        fd = file
+    else:
+        fileno = getattr(file, "fileno", None)
+        if fileno is None:
+            raise TypeError(f"{what} must be a file descriptor or have fileno(), not {type(file).__name__}")
+        fd = fileno()
+        if not isinstance(fd, int):
+            raise TypeError(f"fileno() of {what} must answer an int, not {type(fd).__name__}")
+    if not 0 <= fd <= _INT_MAX:
+        raise ValueError(f"{what} has no valid file descriptor ({fd})")
+    return int(fd)
+
+
+def whole_number(value: object, what: str, most: int = LAST) -> int:
+    """An argument that counts bytes, from 0 to `most`."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{what} must be an int, not {type(value).__name__}") from None
+    if number < 0:
+        raise ValueError(f"{what} must not be negative ({number})")
+    if number > most:
+        raise ValueError(f"{what} is too large ({number}); the most is {most}")
+    return number
+
+
+def span(length: object, offset: object) -> tuple[int, int]:
+    """A length and an offset whose sum is a position of a file."""
+    length = whole_number(length, "length")
+    offset = whole_number(offset, "offset")
+    if length > LAST - offset:
+        raise ValueError(f"offset + length is too large ({offset} + {length}); the last position of a file is {LAST}")
+    return length, offset
+
+
+def pinned(buffer: object, what: str, writable: bool) -> Any:
+    """The memory of a buffer, pinned until it is released; TypeError where it is no contiguous (writable) buffer."""
+    try:
+        return ffi.from_buffer("char[]", buffer, require_writable=writable)
+    except (TypeError, BufferError, ValueError):
+        kind = "a writable, contiguous" if writable else "a contiguous"
+        raise TypeError(f"{what} must be {kind} bytes-like object, not {_described(buffer)}") from None
+
+
+def _described(value: object) -> str:
+    name = type(value).__name__
+    if isinstance(value, memoryview) and not value.contiguous:
+        return f"a {name} with gaps"
+    return f"a read-only {name}" if isinstance(value, (bytes, memoryview)) else name
+
+
+# ------------------------------------------------------------------ direct I/O
+
+
+def aligned_buffer(size: int, alignment: int = PAGE) -> memoryview:
+    """Writable memory at an address that O_DIRECT accepts.
+
+    Args:
+      size: bytes, at least 1.
+      alignment: of the address, a power of two; the page size fits every file system and device.
+
+    The memory is cleared, and freed when nobody refers to it (or to a slice of it) any more.
+    """
+    size = whole_number(size, "size", LAST - (1 << 30))
+    alignment = whole_number(alignment, "alignment", 1 << 30)
+    if not size:
+        raise ValueError("size must be at least 1")
+    if not alignment or alignment & (alignment - 1):
+        raise ValueError(f"alignment must be a power of two, not {alignment}")
+    # A mapping begins at a page; what is stricter than that needs room to begin later.
+    memory = memoryview(mmap.mmap(-1, size + (alignment if alignment > PAGE else 0)))
+    start = -address_of(ffi.from_buffer(memory)) % alignment
+    return memory[start : start + size]
+
+
+def kind(fd: int) -> int:
+    """0, or TU_DIRECT for a descriptor with O_DIRECT; OSError where it is closed (EBADF) or has no positions (ESPIPE)."""
+    found: int = tu_file(fd)
+    if found < 0:
+        raise os_error(found)
+    return found
+
+
+def alignment_of(fd: int) -> tuple[int, int]:
+    """What a descriptor with O_DIRECT wants of addresses, and of offsets and lengths, in bytes; 1 where nobody knows."""
+    out = ffi.new("char[]", _STATX_SIZE)
+    if lib.tu_statx(fd, b"", _AT_EMPTY_PATH, _STATX_DIOALIGN, out) < 0:
+        return 1, 1
+    found = StatxResult._unpack(bytes(ffi.buffer(out)))
+    return found.dio_mem_align or 1, found.dio_offset_align or 1
+
+
+def all_aligned(want: tuple[int, int], *columns: Iterable[int]) -> bool:
+    """Whether `check_aligned` has nothing to say of any of these offsets, lengths and (the third) addresses."""
+    units = (want[1], want[1], want[0])
+    return not any(
+        functools.reduce(operator.or_, column, 0) % unit for column, unit in zip(columns, units, strict=False)
+    )
+
+
+def check_aligned(want: tuple[int, int], length: int, offset: int, address: int = 0, where: str = "") -> None:
+    """ValueError for what O_DIRECT would answer with EINVAL (F37)."""
+    for name, value, unit in (("offset", offset, want[1]), ("length", length, want[1]), ("address", address, want[0])):
+        if value % unit:
+            advice = "; trio_uring.aligned_buffer makes memory that is aligned" if name == "address" else ""
+            shown = f"{value:#x}" if name == "address" else value
+            raise ValueError(
+                f"{where}{name} {shown} is not aligned as O_DIRECT wants it on this file: "
+                f"{value % unit} bytes past a multiple of {unit}{advice}"
+            )
+
+
+# ------------------------------------------------------------------ transfers
+
+
+class Transfer(Operation):
+    """One IORING_OP_READ or IORING_OP_WRITE at a position; a descriptor may have many at once.
+
+    Used again, from `manager.transfers`, as long as it succeeds and nobody ever cancelled it; its descriptor is then -1.
+    """
+
+    __slots__ = ("ring",)
+
+    def __init__(self, manager: UringIOManager) -> None:
+        super().__init__(manager, -1, None, None)
+        self.ring = manager.ring.address
+        self.user_data = manager.next_user_data()
+        manager.operations[self.user_data] = self
+
+    def complete(self, result: int, flags: int) -> Task | None:
+        """The completion has been reaped: the memory is the caller's again."""
+        task = self.task
+        if task is not None and result >= 0 and self.raise_cancel is None:
+            # Operation.complete, flattened; and it stays in the books.
+            self.result = result
+            self.task = None
+            self.keep = None
+            others = self.manager.others
+            same_fd = others[self.fd]
+            if len(same_fd) == 1:
+                del others[self.fd]
+            else:
+                same_fd.discard(self)
+            self.fd = -1
+            return task
+        if self.fd < 0:
+            return None  # at rest: not its completion
+        return Operation.complete(self, result, flags)
+
+
+def _enter(transfer: Transfer, fd: int, keep: object, task: Task) -> None:
+    """Enter a transfer that has been queued into the books."""
+    transfer.fd = fd
+    transfer.keep = keep
+    transfer.task = task
+    others = transfer.manager.others
+    if fd in others:
+        others[fd].add(transfer)
+    else:
+        others[fd] = {transfer}
+
+
+@trio.lowlevel.enable_ki_protection
+async def transfer_whole(
+    manager: UringIOManager,
+    opcode: int,
+    fd: int,
+    memory: Any,
+    length: int,
+    offset: int,
+    ended: Transfer | None = None,
+) -> int:
+    """Read or write all of it. A schedule point and a cancel point.
+
+    Args:
+      opcode: OP_READ or OP_WRITE.
+      memory: bytes, or a cffi array; kept until the last completion.
+      ended: the first transfer of it, if that has been made already.
+
+    Returns the bytes moved: fewer than asked at the end of a file, and for a write that was cancelled, or whose descriptor
+    was closed, after a part of it was in the file.
+    """
+    task = GLOBAL_RUN_CONTEXT.task
+    if ended is None and (task._cancel_status.effectively_cancelled or task._runner.ki_pending):
+        await trio.lowlevel.checkpoint_if_cancelled()
+    done = 0
+    address = memory
+    while True:
+        if ended is not None:
+            transfer, ended = ended, None
+        else:
+            transfer = manager.transfers.pop() if manager.transfers else Transfer(manager)
+            size = min(length - done, MOST)
+            rc = tu_rw(transfer.ring, opcode, fd, address, size, offset + done, transfer.user_data)
+            if rc:
+                manager.transfers.append(transfer)
+                manager.ring._fail(rc)
+            _enter(transfer, fd, memory, task)
+            try:
+                await transfer.trap
+            except BaseException:
+                transfer.torn_down()
+                raise
+        result = transfer.result
+        if result >= 0:
+            raise_cancel = transfer.raise_cancel
+            if raise_cancel is None:
+                manager.transfers.append(transfer)
+            done += result
+            if done == length or result == 0:
+                return done
+            if raise_cancel is not None:
+                if opcode == OP_WRITE:
+                    return done
+                raise_cancel()
+        elif result == -errno.EINVAL and done and opcode == OP_READ:
+            return done  # direct I/O: the file ends between two blocks, and the next read would begin there
+        else:
+            try:
+                await transfer.failed()
+            except (trio.Cancelled, trio.ClosedResourceError):
+                if not done or opcode == OP_READ:
+                    raise
+                return done
+            finally:
+                transfer.keep = None
+        if done:
+            address = (ffi.from_buffer("char[]", memory) if memory.__class__ is bytes else memory) + done
+
+
+async def _transfer_pinned(manager: UringIOManager, opcode: int, fd: int, memory: Any, length: int, offset: int) -> int:
+    """`transfer_whole`, and the memory is let go as soon as the kernel has done so.
+
+    Not left to the frames of a traceback: they would keep the caller's buffer from being resized.
+    """
+    try:
+        done = await transfer_whole(manager, opcode, fd, memory, length, offset)
+    except BaseException:
+        if not any(operation.keep is memory for operation in manager.others.get(fd, ())):
+            ffi.release(memory)
+        raise
+    ffi.release(memory)
+    return done
+
+
+def _pread(fd: int, length: int, offset: int, direct: int) -> bytes:
+    if direct and length:
+        memory = aligned_buffer(length)
+        return bytes(memory[: _preadv(fd, memory, offset)])
+    data = os.pread(fd, length, offset)
+    while 0 < len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _preadv(fd: int, memory: memoryview, offset: int) -> int:
+    done = 0
+    while done < len(memory):
+        try:
+            more = os.preadv(fd, [memory[done : done + MOST]], offset + done)
+        except OSError as error:
+            if error.errno == errno.EINVAL and done:
+                return done
+            raise
+        if not more:
+            return done
+        done += more
+    return done
+
+
+def _pwrite(fd: int, memory: memoryview, offset: int) -> int:
+    done = os.pwrite(fd, memory[:MOST], offset)
+    while done < len(memory):
+        done += os.pwrite(fd, memory[done : done + MOST], offset + done)
+    return done
+
+
+@trio.lowlevel.enable_ki_protection
+async def read_at(file: File, length: int, offset: int) -> bytes:
+    """Read `length` bytes at `offset`; fewer only where the file ends (pread(2)).
+
+    Any number of tasks may read one descriptor at a time.
+
+    Raises:
+      ValueError, TypeError: an argument that cannot be meant; with O_DIRECT an offset or length that is not aligned.
+      ClosedResourceError: `trio.lowlevel.notify_closing` was called for the descriptor meanwhile.
+      OSError: what the system call raises: EBADF, ESPIPE for what has no positions, EISDIR, EIO.
+    """
+    plain: Any = file
+    if (
+        plain.__class__ is length.__class__ is offset.__class__ is int
+        and 0 <= plain <= _INT_MAX
+        and 0 <= length <= MOST
+    ):
+        # What follows, and `transfer_whole`, for the plain case in a row: a read from the page cache takes the kernel less
+        # time than the calls in between would.
+        try:
+            task = GLOBAL_RUN_CONTEXT.task
+            manager = task._runner.io_manager
+            transfers = manager.transfers  # no other manager has that
+            free = not (task._cancel_status.effectively_cancelled or task._runner.ki_pending)
+        except AttributeError:
+            free = False
+        if free and 0 <= offset <= LAST - MOST:
+            # Nobody else has seen these bytes yet, so the kernel may write them: no second copy.
+            data = bytes(length)
+            transfer = transfers.pop() if transfers else Transfer(manager)
+            if tu_read(transfer.ring, plain, data, length, offset, transfer.user_data):
+                transfers.append(transfer)
+            else:
+                _enter(transfer, plain, data, task)
+                try:
+                    await transfer.trap
+                except BaseException:
+                    transfer.torn_down()
+                    raise
+                if transfer.result == length and transfer.raise_cancel is None:
+                    transfers.append(transfer)
+                    return data
+                done = await transfer_whole(manager, OP_READ, plain, data, length, offset, transfer)
+                return data if done == length else data[:done]
+    fd = descriptor(file)
+    length, offset = span(length, offset)
+    direct = kind(fd)
+    if direct:
+        check_aligned(alignment_of(fd), length, offset)
+    manager = ring_manager()
+    if manager is None:
+        return await trio.to_thread.run_sync(_pread, fd, length, offset, direct)
+    if direct and length:
+        aligned = aligned_buffer(length)
+        done = await _transfer_pinned(manager, OP_READ, fd, ffi.from_buffer("char[]", aligned), length, offset)
+        return bytes(aligned[:done])
+    data = bytes(length)
+    done = await transfer_whole(manager, OP_READ, fd, data, length, offset)
+    return data if done == length else data[:done]
+
+
+@trio.lowlevel.enable_ki_protection
+async def readinto_at(file: File, buffer: Any, offset: int) -> int:
+    """Fill a writable buffer from `offset` on, and answer the number of bytes; fewer only where the file ends.
+
+    The buffer is pinned until the kernel has let go of it: whoever resizes it meanwhile gets BufferError. Raises as
+    `read_at`; with O_DIRECT also ValueError for an address that is not aligned (`aligned_buffer`).
+    """
+    fd = descriptor(file)
+    memory = pinned(buffer, "buffer", writable=True)
+    try:
+        length, offset = span(len(memory), offset)
+        if kind(fd):
+            check_aligned(alignment_of(fd), length, offset, address_of(memory))
+        manager = ring_manager()
+        if manager is None:
+            with memoryview(buffer) as view, view.cast("B") as flat:
+                return await trio.to_thread.run_sync(_preadv, fd, flat, offset)
+    except BaseException:
+        ffi.release(memory)
+        raise
+    return await _transfer_pinned(manager, OP_READ, fd, memory, length, offset)
+
+
+@trio.lowlevel.enable_ki_protection
+async def write_at(file: File, data: Any, offset: int) -> int:
+    """Write all of `data` at `offset`, and answer the number of bytes written (pwrite(2)).
+
+    That is fewer than `data` has in one case: it was cancelled, or its descriptor announced as closing, when a part was in
+    the file already; the answer is that part, and the next checkpoint raises Cancelled. Where an error ends it, what was
+    written before stays in the file. With O_APPEND Linux writes at the end of the file whatever the offset.
+
+    Raises as `readinto_at`, and OSError with ENOSPC, EDQUOT, EFBIG.
+    """
+    fd = descriptor(file)
+    memory = pinned(data, "data", writable=False)
+    try:
+        length, offset = span(len(memory), offset)
+        if kind(fd):
+            check_aligned(alignment_of(fd), length, offset, address_of(memory))
+        manager = ring_manager()
+        if manager is None:
+            with memoryview(data) as view, view.cast("B") as flat:
+                return await trio.to_thread.run_sync(_pwrite, fd, flat, offset)
+    except BaseException:
+        ffi.release(memory)
+        raise
+    return await _transfer_pinned(manager, OP_WRITE, fd, memory, length, offset)
+
+
+@trio.lowlevel.enable_ki_protection
+async def writev_at(file: File, buffers: Iterable[Any], offset: int) -> int:
+    """Write several buffers one after the other at `offset`, as one (pwritev(2)); otherwise as `write_at`."""
+    fd = descriptor(file)
+    memory = [pinned(buffer, f"buffers[{i}]", writable=False) for i, buffer in enumerate(buffers)]
+    total, offset = span(sum(map(len, memory)), offset)
+    if kind(fd):
+        want = alignment_of(fd)
+        for i, part in enumerate(memory):
+            check_aligned(want, len(part), offset, address_of(part), f"buffers[{i}]: ")
+    manager = ring_manager()
+    done = 0
+    while True:
+        try:
+            if manager is None:
+                views = [ffi.buffer(start, size) for start, size in _vector(memory, done)]
+                result = await trio.to_thread.run_sync(os.pwritev, fd, views, offset + done)
+            else:
+                result = await _writev(manager, fd, memory, done, offset + done)
+        except (trio.Cancelled, trio.ClosedResourceError):
+            if not done:
+                raise
+            break
+        done += result
+        if done == total or not result:
+            break
+    for part in memory:
+        ffi.release(part)
+    return done
+
+
+def _vector(memory: Sequence[Any], skip: int) -> list[tuple[Any, int]]:
+    """Address and size of what is left after the first `skip` bytes; at most as much as one call takes."""
+    vector: list[tuple[Any, int]] = []
+    room = MOST
+    for part in memory:
+        if skip >= len(part):
+            skip -= len(part)
+            continue
+        size = min(len(part) - skip, room)
+        vector.append((part + skip, size))
+        room -= size
+        skip = 0
+        if not room or len(vector) == _IOV_MAX:
+            break
+    return vector
+
+
+async def _writev(manager: UringIOManager, fd: int, memory: Sequence[Any], skip: int, offset: int) -> int:
+    vector = _vector(memory, skip)
+    iovecs = ffi.new("uintptr_t[]", [int(word) for start, size in vector for word in (address_of(start), size)] or 2)
+    operation = Operation(manager, fd, (memory, iovecs), None)
+    try:
+        return await operation.perform(OP_WRITEV, ffi.cast("void *", iovecs), len(vector), offset)
+    except BaseException:
+        # As in `_transfer_pinned`.
+        if operation.user_data not in manager.operations:
+            for part in memory:
+                ffi.release(part)
+        raise
+
+
+# ------------------------------------------------------------------ the file as a whole
+
+
+async def fsync(file: File) -> None:
+    """Return when the file's data and metadata are on the device (fsync(2)). What a buffered file holds: flush it before."""
+    await _sync(descriptor(file), 0, os.fsync)
+
+
+async def fdatasync(file: File) -> None:
+    """The same without the metadata that no reader of the data needs (fdatasync(2))."""
+    await _sync(descriptor(file), _DATASYNC, os.fdatasync)
+
+
+async def _sync(fd: int, flags: int, in_thread: Any) -> None:
+    manager = ring_manager()
+    if manager is None:
+        await trio.to_thread.run_sync(in_thread, fd)
+    else:
+        await Operation(manager, fd, None, None).perform(OP_FSYNC, None, 0, op_flags=flags)
+
+
+async def fallocate(file: File, offset: int, length: int, mode: int = 0) -> None:
+    """Reserve, punch, zero or collapse a range of a file (fallocate(2)).
+
+    Args:
+      mode: FALLOC_FL flags of linux/falloc.h; 0 reserves, and makes the file longer where it ends before the range does.
+
+    Raises OSError as the system call: ENOSPC, EOPNOTSUPP where the file system has no such thing, EBADF where the file
+    is not open for writing.
+    """
+    fd = descriptor(file)
+    length, offset = span(length, offset)
+    mode = whole_number(mode, "mode", _INT_MAX)
+    if not length:
+        raise ValueError("length must be at least 1")
+    manager = ring_manager()
+    if manager is None:
+        result = await trio.to_thread.run_sync(lib.tu_fallocate, fd, mode, offset, length)
+        if result < 0:
+            raise os_error(result)
+    else:
+        where = ffi.cast("void *", length)  # the entry has the length where others have an address
+        await Operation(manager, fd, None, None).perform(OP_FALLOCATE, where, mode, offset)
+
+
+@attrs.frozen
+class StatxResult:
+    """What statx(2) tells of a file. Times are integers, nanoseconds since 1970-01-01 UTC.
+
+    Attributes:
+      mask: STATX flags of the fields that the file system filled in.
+      blksize: preferred block for I/O, in bytes; blocks: 512-byte blocks that it occupies.
+      attributes, attributes_mask: STATX_ATTR flags, and which of them the file system knows.
+      btime_ns: when it was made; None where the file system does not keep it.
+      dev, rdev: as in os.stat_result.
+      mnt_id: of the mount (kernel 5.8).
+      dio_mem_align, dio_offset_align: what direct I/O wants of addresses, and of offsets and lengths, in bytes (kernel 6.1);
+        None where that is not known, 0 where the file has no direct I/O.
+    """
+
+    mask: int
+    blksize: int
+    attributes: int
+    nlink: int
+    uid: int
+    gid: int
+    mode: int
+    ino: int
+    size: int
+    blocks: int
+    attributes_mask: int
+    atime_ns: int
+    btime_ns: int | None
+    ctime_ns: int
+    mtime_ns: int
+    rdev: int
+    dev: int
+    mnt_id: int
+    dio_mem_align: int | None
+    dio_offset_align: int | None
+
+    @classmethod
+    def _unpack(cls, raw: bytes) -> StatxResult:
+        (
+            mask, blksize, attributes, nlink, uid, gid, mode, ino, size, blocks, attributes_mask,
+            *times, rdev_major, rdev_minor, dev_major, dev_minor, mnt_id, mem_align, offset_align,
+        ) = struct.unpack_from("=IIQIIIHxxQQQQqIxxxxqIxxxxqIxxxxqIxxxxIIIIQII", raw)  # fmt: skip
+        atime, btime, ctime, mtime = (s * 1_000_000_000 + ns for s, ns in zip(times[::2], times[1::2], strict=True))
+        direct = mask & _STATX_DIOALIGN
+        return cls(
+            mask, blksize, attributes, nlink, uid, gid, mode, ino, size, blocks, attributes_mask,
+            atime, btime if mask & 0x800 else None, ctime, mtime,
+            os.makedev(rdev_major, rdev_minor), os.makedev(dev_major, dev_minor), mnt_id,
+            mem_align if direct else None, offset_align if direct else None,
+        )  # fmt: skip
+
+
+class Duplicate(Operation):
+    """An operation whose entry names a descriptor that the kernel looks up late, in a worker, or not as the entry's file.
+
+    A close meanwhile could give that number to another file (F17). So the entry names a duplicate, which nobody else
+    closes, and which is closed when the operation is over.
+    """
+
+    __slots__ = ("duplicate",)
+
+    def __init__(self, manager: UringIOManager, keep: object, of: int) -> None:
+        self.duplicate = os.dup(of)
+        super().__init__(manager, self.duplicate, keep, None)
+
+    def over(self) -> None:
+        """For the task's `finally`: if the entry is still the kernel's, `discard` closes."""
+        if self.user_data not in self.manager.operations:
+            self._close()
+
+    def _close(self) -> None:
+        if self.duplicate >= 0:
+            os.close(self.duplicate)
+            self.duplicate = -1
+
+    def discard(self, result: int, flags: int) -> None:
+        """Nobody waits any more."""
+        super().discard(result, flags)
+        self._close()
+
+
+def _statx_in_thread(dirfd: int, path: bytes, flags: int) -> StatxResult:
+    out = ffi.new("char[]", _STATX_SIZE)
+    result = lib.tu_statx(dirfd, path, flags, _STATX_ASKED, out)
+    if result < 0:
+        raise os_error(result)
+    return StatxResult._unpack(bytes(ffi.buffer(out)))
+
+
+@trio.lowlevel.enable_ki_protection
+async def statx(file: File | Path, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> StatxResult:
+    """The facts of a file (statx(2), kernel 4.11).
+
+    Args:
+      file: a path, or an open file.
+      dir_fd: the directory that a relative path starts from, in place of the working directory.
+      follow_symlinks: False tells of a link itself.
+
+    Raises OSError with the path as `filename`, as os.stat does.
+    """
+    flags = 0 if follow_symlinks else _AT_SYMLINK_NOFOLLOW
+    of = -1
+    named: Any = None
+    if isinstance(file, (str, bytes, os.PathLike)):
+        named = os.fspath(file)
+        path = os.fsencode(named)
+        if b"\0" in path:
+            raise ValueError("embedded null byte")
+        if dir_fd is not None:
+            of = descriptor(dir_fd, "dir_fd")
+    else:
+        if dir_fd is not None:
+            raise ValueError("dir_fd is for a path, and file is not one")
+        path, flags, of = b"", _AT_EMPTY_PATH, descriptor(file)
+    manager = ring_manager()
+    try:
+        if manager is None:
+            return await trio.to_thread.run_sync(_statx_in_thread, of if of >= 0 else _AT_FDCWD, path, flags)
+        return await _statx(manager, of, path, flags)
+    except OSError as error:
+        if named is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, named) from None
+
+
+async def _statx(manager: UringIOManager, of: int, path: bytes, flags: int) -> StatxResult:
+    where = ffi.from_buffer("char[]", path + b"\0")
+    out = ffi.new("char[]", _STATX_SIZE)
+    keep = (where, out)
+    if of < 0:
+        operation = Operation(manager, _AT_FDCWD, keep, None)
+        await operation.perform(OP_STATX, where, _STATX_ASKED, address_of(out), flags)
+    else:
+        duplicate = Duplicate(manager, keep, of)
+        try:
+            await duplicate.perform(OP_STATX, where, _STATX_ASKED, address_of(out), flags)
+        finally:
+            duplicate.over()
+    return StatxResult._unpack(bytes(ffi.buffer(out)))
