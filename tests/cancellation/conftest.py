@@ -1,0 +1,37 @@
+"""The suite of trio_uring.cancellation, held against what this project has: the ring in two sizes, and Trio's epoll.
+
+Knows the plugin's interface. Trio's own epoll has to pass, too: that checks the suite.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+
+import pytest
+import trio
+from conftest import RINGS
+
+import trio_uring
+from trio_uring.cancellation import Backend
+
+BACKENDS = {**RINGS, "epoll": "epoll"}
+
+# The suite counts descriptors, and collects the garbage where the count is not right at once.
+trio.run(trio.lowlevel.checkpoint)
+gc.freeze()
+
+
+@pytest.fixture(scope="session", params=list(BACKENDS.values()), ids=list(BACKENDS))
+def cancellation_backend(request: pytest.FixtureRequest) -> Backend:
+    """In place of the plugin's."""
+    return Backend(
+        functools.partial(trio_uring.run, io_backend=request.param),
+        functools.partial(trio_uring.start_guest_run, io_backend=request.param),
+    )
+
+
+@pytest.fixture(scope="session")
+def cancellation_runs(request: pytest.FixtureRequest) -> int:
+    """In place of the plugin's, which may or may not be there. Few: `make cancellation` makes many."""
+    return int(request.config.getoption("--cancellation-runs", 12))

@@ -1,0 +1,61 @@
+"""`pytest -p trio_uring.cancellation`, as somebody else uses it, on a backend of their own. Needs trio-uring installed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOME = ("-k", "(recv or accept) and another and not recvmsg")
+
+# Forgets what an operation has done where somebody wants to cancel it: what the suite is there to find.
+FORGETFUL = """
+import trio
+
+run, start_guest_run = trio.run, trio.lowlevel.start_guest_run
+
+async def recv(self, size):
+    data = await recv.original(self, size)
+    await trio.lowlevel.checkpoint()
+    return data
+
+recv.original = trio._socket._SocketType.recv
+trio._socket._SocketType.recv = recv
+"""
+
+
+def suite(directory: Path, *options: str) -> tuple[int, str]:
+    """Run some of the suite in a project of its own; the exit status and the output."""
+    (directory / "test_of_the_project.py").write_text("def test_of_the_project(): raise AssertionError\n")
+    (directory / "forgetful.py").write_text(FORGETFUL)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "trio_uring.cancellation", *options, *SOME],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("backend", ["uring", "epoll"])
+def test_the_suite_is_a_plugin(tmp_path: Path, backend: str) -> None:
+    """It runs the suite, and not the tests that happen to be there."""
+    status, output = suite(tmp_path, f"--trio-io-backend={backend}", "--cancellation-runs=3")
+    assert status == 0, output
+    passed = re.search(r"(\d+) passed", output)
+    assert passed, output
+    assert int(passed[1]) >= 12
+    assert "test_of_the_project" not in output
+
+
+def test_a_backend_of_ones_own_is_held_to_it(tmp_path: Path) -> None:
+    """One that loses data at a cancel does not pass."""
+    status, output = suite(tmp_path, "--cancellation-backend=forgetful")
+    assert status == 1, output
+    assert re.search(r"FAILED .*test_every_moment\[recv-scope cancelled by another task\]", output), output
+    assert re.search(r"was sent, b'' received and .* is left in the socket", output), output

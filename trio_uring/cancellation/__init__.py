@@ -1,0 +1,90 @@
+"""The cancellation suite: what structured concurrency promises about cancelled I/O, as tests for any backend of Trio.
+
+    pytest -p trio_uring.cancellation                                  # Trio as it is installed
+    pytest -p trio_uring.cancellation --trio-io-backend=uring          # on the ring
+    pytest -p trio_uring.cancellation --cancellation-backend=package.module
+    pytest -p trio_uring.cancellation --cancellation-runs=10000 -v     # the slow proof
+
+It is a table of operations x moments x causes. `OPERATIONS` says of each call how to set it up, how to let it complete,
+what it does to the world and which outcomes are allowed; `MOMENTS` when it is cancelled; `CAUSES` by what. Each triple is
+forced through Trio's instruments, and each pair of operation and cause is raced with swept delays besides.
+
+A backend of one's own is a module or an object with the functions `run` and `start_guest_run`, signatures as Trio's.
+Another operation is another row: append an `Operation` to `OPERATIONS`. Where `io_statistics` has `operations_in_flight` or
+`kernel_entries`, as the ring's does, these are held to account too.
+
+Knows Trio's public interface, pytest and /proc; knows nothing of rings.
+
+PYTEST_DONT_REWRITE: it is a plugin, and the package is imported before it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import trio
+
+from ._causes import CAUSES as CAUSES
+from ._causes import MOMENTS as MOMENTS
+from ._causes import Cause as Cause
+from ._causes import Moment as Moment
+from ._operations import CANCELLED as CANCELLED
+from ._operations import CLOSED as CLOSED
+from ._operations import OPERATIONS as OPERATIONS
+from ._operations import RETURNED as RETURNED
+from ._operations import Ended as Ended
+from ._operations import Operation as Operation
+from ._operations import Subject as Subject
+
+SHORT_RUNS = 24  # of each pair, where nobody asks for more
+
+
+class Backend(NamedTuple):
+    """What the suite is run on: functions like `trio.run` and `trio.lowlevel.start_guest_run`."""
+
+    run: Callable[..., Any]
+    start_guest_run: Callable[..., None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the options."""
+    group = parser.getgroup("cancellation", "the cancellation suite")
+    group.addoption(
+        "--cancellation-runs",
+        type=int,
+        default=SHORT_RUNS,
+        help=f"how often each pair of operation and cause is raced (default {SHORT_RUNS})",
+    )
+    group.addoption(
+        "--cancellation-backend",
+        metavar="MODULE[:OBJECT]",
+        help="what has functions run and start_guest_run, as Trio's (default: Trio's)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The suite is what is run, where the command line names no tests."""
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args[:] = [str(Path(__file__).with_name("suite.py"))]
+
+
+@pytest.fixture(scope="session")
+def cancellation_backend(request: pytest.FixtureRequest) -> Backend:
+    """The backend that is held to the suite."""
+    named = request.config.getoption("--cancellation-backend", None)
+    if named is None:
+        return Backend(trio.run, trio.lowlevel.start_guest_run)
+    module, _, name = str(named).partition(":")
+    found: Any = importlib.import_module(module)
+    found = getattr(found, name) if name else found
+    return Backend(found.run, found.start_guest_run)
+
+
+@pytest.fixture(scope="session")
+def cancellation_runs(request: pytest.FixtureRequest) -> int:
+    """How often each pair is raced."""
+    return int(request.config.getoption("--cancellation-runs", SHORT_RUNS))
