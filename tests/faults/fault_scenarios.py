@@ -1,0 +1,231 @@
+"""Small programs that between them use everything that the shim does; fault_sweep.py fails each of their calls in turn.
+
+Each checks its own result, keeps its own descriptors in order, and lets every error out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import queue
+import socket
+import tempfile
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import outcome
+import trio
+import trio.testing
+
+import trio_uring
+from trio_uring import UringBackend
+from trio_uring._ring import FIRST_USER_DATA, OP_NOP, OP_READ, Ring, ffi
+
+Scenario: TypeAlias = Callable[[], None]
+
+SMALL = UringBackend(sq_entries=2, cq_entries=4)
+MESSAGE = bytes(range(256)) * 300  # more than one provided buffer
+PATIENCE = 10.0
+
+
+async def _read(fd: int, memory: Any, size: int) -> int:
+    manager: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager
+    count: int = await manager.operation(fd, memory, manager.readers).perform(OP_READ, memory, size, 2**64 - 1)
+    return count
+
+
+async def echo() -> None:
+    """Accept, connect, send, receive, half-close, close: every byte comes back."""
+    with trio.socket.socket() as listener:
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        got = bytearray()
+
+        async def serve() -> None:
+            connection, _ = await listener.accept()
+            with connection:
+                while data := await connection.recv(10_000):
+                    await trio.SocketStream(connection).send_all(data)
+                connection.shutdown(socket.SHUT_WR)
+
+        async def take(client: trio.socket.SocketType) -> None:
+            while data := await client.recv(100_000):
+                got.extend(data)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            with trio.socket.socket() as client:
+                await client.connect(listener.getsockname())
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(take, client)
+                    await trio.SocketStream(client).send_all(MESSAGE)
+                    client.shutdown(socket.SHUT_WR)
+        assert got == MESSAGE
+
+
+async def cancels() -> None:
+    """Cancelled receives, polls, accepts and reads: nothing is eaten, and the descriptors serve on."""
+    ours, theirs = trio.socket.socketpair()
+    reader, writer = (io.FileIO(fd, mode) for fd, mode in zip(os.pipe2(os.O_CLOEXEC), ("rb", "wb"), strict=True))
+    with ours, theirs, reader, writer, trio.socket.socket() as listener:
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        memory = ffi.new("char[]", 16)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ours.recv, 100)
+            nursery.start_soon(trio.lowlevel.wait_readable, theirs)
+            nursery.start_soon(listener.accept)
+            nursery.start_soon(_read, reader.fileno(), memory, 16)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        await theirs.send(b"kept")
+        writer.write(b"kept too")
+        assert await ours.recv(100) == b"kept"
+        assert await _read(reader.fileno(), memory, 16) == 8
+        with trio.move_on_after(0.001) as scope:
+            await ours.recv(100)
+        assert scope.cancelled_caught
+        await theirs.send(b"late")
+        assert await ours.recv(100) == b"late"
+
+
+async def closes() -> None:
+    """notify_closing: the waiters are told, and the peers see the end of the file."""
+    ours, theirs = trio.socket.socketpair()
+    with ours, theirs:
+        told = []
+
+        async def waits() -> None:
+            try:
+                await ours.recv(1)
+            except trio.ClosedResourceError:
+                told.append("recv")
+
+        async def polls() -> None:
+            try:
+                await trio.lowlevel.wait_writable(ours)
+            except trio.ClosedResourceError:
+                told.append("poll")
+
+        with contextlib.suppress(BlockingIOError):
+            raw = socket.socket(fileno=ours.fileno())
+            try:
+                raw.setblocking(False)
+                while True:
+                    raw.send(bytes(65536))
+            finally:
+                raw.detach()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(waits)
+            nursery.start_soon(polls)
+            await trio.testing.wait_all_tasks_blocked()
+            ours.close()
+        assert sorted(told) == ["poll", "recv"]
+        while await theirs.recv(1 << 20):
+            pass
+
+
+async def files() -> None:
+    """Write, read, seek, append, a cancelled read: what is in the file is what was written."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = trio.Path(directory, "file")
+        async with await path.open("wb") as file:
+            assert await file.write(MESSAGE) == len(MESSAGE)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await path.read_bytes()
+        assert scope.cancelled_caught
+        async with await path.open("rb") as file:
+            assert await file.read(1000) == MESSAGE[:1000]
+            await file.seek(-7, os.SEEK_END)
+            assert await file.read() == MESSAGE[-7:]
+        assert await path.read_bytes() == MESSAGE
+        assert (await path.stat()).st_size == len(MESSAGE)
+
+
+async def wakeups() -> None:
+    """Other threads end the sleep of the loop."""
+    for _ in range(3):
+        assert await trio.to_thread.run_sync(lambda: 7) == 7
+    with trio.fail_after(PATIENCE):
+        await trio.to_thread.run_sync(trio.from_thread.run_sync, lambda: None)
+
+
+def _run(main: Callable[[], Any], backend: Any) -> Scenario:
+    return lambda: trio_uring.run(main, io_backend=backend, strict_exception_groups=True)
+
+
+def guest() -> None:
+    """A guest run: the host cancels and closes while the worker thread sleeps."""
+    todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+    results: list[outcome.Outcome[None]] = []
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+
+    async def main() -> None:
+        wrapped = trio.socket.from_stdlib_socket(ours)
+        with trio.CancelScope() as scope:
+            todo.put(scope.cancel)
+            await wrapped.recv(10)
+        assert scope.cancelled_caught
+        todo.put(lambda: theirs.send(b"from the host"))
+        assert await wrapped.recv(100) == b"from the host"
+        await trio.sleep(0.001)
+
+    with ours, theirs:
+        trio_uring.start_guest_run(
+            main, run_sync_soon_threadsafe=todo.put, done_callback=results.append, io_backend="uring"
+        )
+        while not results:
+            todo.get(timeout=PATIENCE)()
+        results[0].unwrap()
+
+
+def bare() -> None:
+    """The ring without Trio: a full submission queue, an overflowing completion queue, cancels, provided buffers."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    memory = ffi.new("char[]", 8)
+    ring = None
+    try:
+        ring = Ring(2, 4)
+        ring.make_buffers(4, 64)
+        wanted = set()
+        for user_data in range(FIRST_USER_DATA, FIRST_USER_DATA + 20):
+            ring.queue(OP_NOP, user_data)
+            wanted.add(user_data)
+        ring.queue(OP_READ, 1000, reader, memory, 8)
+        ring.submit()
+        ring.cancel(1000)
+        wanted.add(1000)
+        ring.queue(OP_READ, 1001, reader, memory, 8)
+        ring.cancel_fd(reader)
+        wanted.add(1001)
+        ring.wake()
+        while wanted:
+            found = ring.wait(PATIENCE)
+            assert found is not None, f"never completed: {wanted}"
+            for user_data in found[::3]:
+                wanted.remove(user_data)
+    finally:
+        os.close(reader)
+        os.close(writer)
+        if ring is not None:
+            ring.close()
+
+
+ALL: dict[str, Scenario] = {
+    "bare": bare,
+    "echo": _run(echo, "uring"),
+    "echo-small": _run(echo, SMALL),
+    "cancels": _run(cancels, "uring"),
+    "cancels-small": _run(cancels, SMALL),
+    "closes": _run(closes, "uring"),
+    "wakeups": _run(wakeups, "uring"),
+    "files": _run(files, "uring"),
+    "guest": guest,
+}
+
+# Kinds of fault that a scenario cannot be tried with. Where the poll of Trio's entry queue fails, Trio breaks down, but a task
+# in `trio.to_thread.run_sync` cannot be told any more that its thread has ended: Trio waits for it for ever, on epoll as well.
+NOT_HERE = {"wakeups": ("SQE",)}

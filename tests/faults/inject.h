@@ -1,0 +1,345 @@
+/*
+ * Faults at the shim. tests/faults/faulty.py puts this file in front of ffi/uring.c and compiles the two as one; the
+ * shim that is shipped has none of it.
+ *
+ * Every system call that the shim makes is a function of this file here, and so is every entry that it prepares
+ * (TU_FAULT_SQE): each counts its calls by kind and fails those that tf_arm() names. The completion queue that the shim
+ * reads is a shadow: after each enter the completions of the real one move there, and on the way they are lost, held
+ * back, doubled or put off for want of room.
+ *
+ * What a fault does is what the kernel could do: an io_uring_enter(2) that fails has submitted nothing, one that submits
+ * less than it was asked to does not wait, and a completion for which there is no room sets IORING_SQ_CQ_OVERFLOW.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <liburing.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "inject_api.h"
+
+#define TF_RINGS 256
+
+typedef struct {
+    struct io_uring *ring; /* NULL: free */
+    pthread_t owner;
+    int registered;
+    unsigned *real_head, *real_tail;
+    struct io_uring_cqe *real_cqes;
+    unsigned head, tail, entries;
+    struct io_uring_cqe *cqes; /* the shadow */
+    struct io_uring_cqe *late; /* held back until the next enter but `wait` */
+    unsigned late_len, wait;
+    int overflow; /* the flag is ours */
+} tf_shadow;
+
+static struct {
+    atomic_uint calls;
+    unsigned from, to; /* the calls that fail, both included; 0: none */
+    int value;
+    unsigned spared; /* of so many failing calls the last one succeeds; 0: none */
+} tf_kinds[TF_KINDS];
+static tf_shadow tf_rings[TF_RINGS];
+static pthread_mutex_t tf_lock = PTHREAD_MUTEX_INITIALIZER;
+
+void tf_arm(int kind, unsigned nth, unsigned times, int value)
+{
+    unsigned from = atomic_load(&tf_kinds[kind].calls) + nth;
+
+    tf_kinds[kind].value = value;
+    tf_kinds[kind].from = from;
+    tf_kinds[kind].to = times ? from + times - 1 : UINT32_MAX;
+}
+
+void tf_spare(int kind, unsigned spared)
+{
+    tf_kinds[kind].spared = spared;
+}
+
+void tf_disarm(void)
+{
+    for (int kind = 0; kind < TF_KINDS; kind++)
+        tf_kinds[kind].from = tf_kinds[kind].to = tf_kinds[kind].spared = 0;
+}
+
+unsigned tf_calls(int kind)
+{
+    return atomic_load(&tf_kinds[kind].calls);
+}
+
+/* Counts a call and answers whether it is one that fails. */
+static int tf_hit(int kind)
+{
+    unsigned number = atomic_fetch_add(&tf_kinds[kind].calls, 1) + 1;
+
+    if (!tf_kinds[kind].from || number < tf_kinds[kind].from || number > tf_kinds[kind].to)
+        return 0;
+    return !tf_kinds[kind].spared || (number - tf_kinds[kind].from + 1) % tf_kinds[kind].spared;
+}
+
+/* 0, or the negated errno that the call answers. */
+static int tf_fault(int kind)
+{
+    return tf_hit(kind) ? -tf_kinds[kind].value : 0;
+}
+
+/* The same for functions that answer -1 and set errno. */
+static int tf_fails(int kind)
+{
+    int rc = tf_fault(kind);
+
+    if (rc)
+        errno = -rc;
+    return rc;
+}
+
+/* ---------------------------------------------------------------- the shadow */
+
+static void tf_put(tf_shadow *s, const struct io_uring_cqe *cqe)
+{
+    s->cqes[s->tail & (s->entries - 1)] = *cqe;
+    __atomic_store_n(&s->tail, s->tail + 1, __ATOMIC_RELEASE);
+}
+
+static unsigned tf_room(const tf_shadow *s)
+{
+    return s->entries - (s->tail - __atomic_load_n(&s->head, __ATOMIC_ACQUIRE));
+}
+
+static void tf_flag(tf_shadow *s)
+{
+    s->overflow = 1;
+    __atomic_fetch_or(s->ring->sq.kflags, IORING_SQ_CQ_OVERFLOW, __ATOMIC_RELEASE);
+}
+
+static void tf_pull(tf_shadow *s)
+{
+    unsigned head = *s->real_head, tail = __atomic_load_n(s->real_tail, __ATOMIC_ACQUIRE);
+    int full = tail - head == s->entries, cramped = 0;
+
+    if (s->late_len && s->wait-- == 0) {
+        unsigned n = 0;
+
+        while (n < s->late_len && tf_room(s))
+            tf_put(s, &s->late[n++]);
+        memmove(s->late, s->late + n, (s->late_len - n) * sizeof *s->late);
+        s->late_len -= n;
+        s->wait = 0;
+    }
+    for (; head != tail; head++) {
+        const struct io_uring_cqe *cqe = &s->real_cqes[head & (s->entries - 1)];
+        int of_the_shim = cqe->user_data < TF_FIRST_USER_DATA;
+
+        if (!tf_room(s)) {
+            cramped = 1;
+            break;
+        }
+        if (!of_the_shim && tf_hit(TF_NO_ROOM)) {
+            cramped = 1;
+            break;
+        }
+        if (!of_the_shim && tf_hit(TF_LOSE))
+            continue;
+        if (!of_the_shim && s->late_len < s->entries && tf_hit(TF_LATE)) {
+            s->wait = s->late_len ? s->wait : (unsigned)tf_kinds[TF_LATE].value;
+            s->late[s->late_len++] = *cqe;
+            continue;
+        }
+        tf_put(s, cqe);
+        if (!of_the_shim && tf_room(s) && tf_hit(TF_DOUBLE))
+            tf_put(s, cqe);
+    }
+    __atomic_store_n(s->real_head, head, __ATOMIC_RELEASE);
+    if (cramped) {
+        tf_flag(s);
+    } else if (s->overflow && !full) {
+        /* Where the real queue was full the flag may be the kernel's as well, and the kernel clears it. */
+        s->overflow = 0;
+        __atomic_fetch_and(s->ring->sq.kflags, ~IORING_SQ_CQ_OVERFLOW, __ATOMIC_RELEASE);
+    }
+}
+
+static tf_shadow *tf_find(unsigned fd, int registered)
+{
+    tf_shadow *found = NULL;
+
+    pthread_mutex_lock(&tf_lock);
+    for (int i = 0; i < TF_RINGS && !found; i++) {
+        tf_shadow *s = &tf_rings[i];
+
+        if (!s->ring)
+            continue;
+        if (registered ? s->registered == (int)fd && pthread_equal(s->owner, pthread_self())
+                       : s->ring->ring_fd == (int)fd)
+            found = s;
+    }
+    pthread_mutex_unlock(&tf_lock);
+    return found;
+}
+
+static int tf_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *p)
+{
+    int rc = tf_fault(TF_SETUP);
+    tf_shadow *s = NULL;
+
+    if (!rc)
+        rc = io_uring_queue_init_params(entries, ring, p);
+    if (rc < 0)
+        return rc;
+    pthread_mutex_lock(&tf_lock);
+    for (int i = 0; i < TF_RINGS && !s; i++)
+        if (!tf_rings[i].ring)
+            s = &tf_rings[i];
+    if (s)
+        s->ring = ring;
+    pthread_mutex_unlock(&tf_lock);
+    if (!s)
+        abort();
+    s->owner = pthread_self();
+    s->registered = -1;
+    s->entries = *ring->cq.kring_entries;
+    s->real_head = ring->cq.khead;
+    s->real_tail = ring->cq.ktail;
+    s->real_cqes = ring->cq.cqes;
+    s->head = s->tail = s->late_len = s->wait = 0;
+    s->overflow = 0;
+    s->cqes = calloc(s->entries, sizeof *s->cqes);
+    s->late = calloc(s->entries, sizeof *s->late);
+    if (!s->cqes || !s->late)
+        abort();
+    ring->cq.khead = &s->head;
+    ring->cq.ktail = &s->tail;
+    ring->cq.cqes = s->cqes;
+    return rc;
+}
+
+static void tf_queue_exit(struct io_uring *ring)
+{
+    tf_shadow *s = tf_find((unsigned)ring->ring_fd, 0);
+
+    if (s) {
+        ring->cq.khead = s->real_head;
+        ring->cq.ktail = s->real_tail;
+        ring->cq.cqes = s->real_cqes;
+        free(s->cqes);
+        free(s->late);
+        pthread_mutex_lock(&tf_lock);
+        s->ring = NULL;
+        pthread_mutex_unlock(&tf_lock);
+    }
+    io_uring_queue_exit(ring);
+}
+
+/* ---------------------------------------------------------------- the system calls */
+
+static int tf_setup(unsigned entries, struct io_uring_params *p)
+{
+    int rc = tf_fault(TF_SETUP);
+
+    return rc ? rc : io_uring_setup(entries, p);
+}
+
+static int tf_register(unsigned fd, unsigned opcode, const void *arg, unsigned count)
+{
+    int rc = tf_fault(TF_REGISTER);
+    tf_shadow *s = tf_find(fd, 0);
+
+    if (rc)
+        return rc;
+    rc = io_uring_register(fd, opcode, arg, count);
+    if (s && opcode == IORING_REGISTER_RING_FDS && rc == 1)
+        s->registered = (int)((const struct io_uring_rsrc_update *)arg)->offset;
+    if (s && opcode == IORING_REGISTER_SYNC_CANCEL)
+        tf_pull(s);
+    return rc;
+}
+
+static int tf_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, unsigned flags, sigset_t *arg, size_t size)
+{
+    int rc = tf_fault(TF_ENTER);
+    tf_shadow *s = tf_find(fd, flags & IORING_ENTER_REGISTERED_RING);
+
+    if (rc)
+        return rc;
+    if (to_submit && tf_hit(TF_SHORT)) {
+        unsigned most = (unsigned)tf_kinds[TF_SHORT].value;
+
+        to_submit = to_submit < most ? to_submit : most;
+        flags &= ~IORING_ENTER_GETEVENTS;
+        if (!to_submit)
+            return 0;
+        min_complete = 0;
+    }
+    if (s && s->late_len)
+        min_complete = 0;
+    rc = io_uring_enter2(fd, to_submit, min_complete, flags, arg, size);
+    if (s)
+        tf_pull(s);
+    return rc;
+}
+
+static int tf_eventfd(unsigned initial, int flags)
+{
+    return tf_fails(TF_EVENTFD) ? -1 : eventfd(initial, flags);
+}
+
+static ssize_t tf_read(int fd, void *data, size_t size)
+{
+    return tf_fails(TF_READ) ? -1 : read(fd, data, size);
+}
+
+static ssize_t tf_write(int fd, const void *data, size_t size)
+{
+    return tf_fails(TF_WRITE) ? -1 : write(fd, data, size);
+}
+
+/* A sleeper in another thread. What is held back would come during its sleep. */
+static int tf_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
+{
+    if (tf_fails(TF_POLL))
+        return -1;
+    for (int i = 0; i < TF_RINGS; i++)
+        if (tf_rings[i].ring && tf_rings[i].late_len) {
+            tf_flag(&tf_rings[i]);
+            return 1;
+        }
+    return ppoll(fds, count, timeout, mask);
+}
+
+static void *tf_mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset)
+{
+    return tf_fails(TF_MMAP) ? MAP_FAILED : mmap(address, size, protection, flags, fd, offset);
+}
+
+static void *tf_calloc(size_t count, size_t size)
+{
+    return tf_fails(TF_ALLOC) ? NULL : calloc(count, size);
+}
+
+static void *tf_realloc(void *memory, size_t size)
+{
+    return tf_fails(TF_ALLOC) ? NULL : realloc(memory, size);
+}
+
+#define io_uring_queue_init_params tf_queue_init_params
+#define io_uring_queue_exit tf_queue_exit
+#define io_uring_setup tf_setup
+#define io_uring_register tf_register
+#define io_uring_enter2 tf_enter2
+#define eventfd(initial, flags) tf_eventfd(initial, flags)
+#define read(fd, data, size) tf_read(fd, data, size)
+#define write(fd, data, size) tf_write(fd, data, size)
+#define ppoll(fds, count, timeout, mask) tf_ppoll(fds, count, timeout, mask)
+#define mmap(address, size, protection, flags, fd, offset) tf_mmap(address, size, protection, flags, fd, offset)
+#define calloc(count, size) tf_calloc(count, size)
+#define realloc(memory, size) tf_realloc(memory, size)
+#define TU_FAULT_SQE tf_fault(TF_SQE)

@@ -1,0 +1,28 @@
+/* What a test says to inject.h; read by the C compiler and by cffi. */
+
+/* System calls and allocations, and the preparation of an entry: the value is the errno that the call answers. */
+#define TF_SETUP 0
+#define TF_REGISTER 1
+#define TF_ENTER 2
+#define TF_EVENTFD 3
+#define TF_READ 4
+#define TF_WRITE 5
+#define TF_POLL 6
+#define TF_MMAP 7
+#define TF_ALLOC 8
+#define TF_SQE 9
+/* Enters that submit: the value is how many entries the kernel takes. */
+#define TF_SHORT 10
+/* Completions: lost; late by `value` enters; doubled; no room in the queue. */
+#define TF_LOSE 11
+#define TF_LATE 12
+#define TF_DOUBLE 13
+#define TF_NO_ROOM 14
+#define TF_KINDS 15
+#define TF_FIRST_USER_DATA 16
+
+/* Lets the nth call of a kind from now on (1: the next), and `times` - 1 after it (0: all), fail. */
+void tf_arm(int kind, unsigned nth, unsigned times, int value);
+void tf_spare(int kind, unsigned spared); /* of so many of them the last one succeeds (0: none) */
+void tf_disarm(void);
+unsigned tf_calls(int kind); /* since the start of the process */

@@ -1,0 +1,538 @@
+"""The fault catalogue: a test for every number that no other room has one for, and the check of docs/faults.md.
+
+What needs a fault of the shim runs as a program on the variant with faults (shim_variants.py). `tf_arm(kind, nth, times, value)`
+makes the nth call from then on and `times` - 1 more (0: all) fail.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import gc
+import re
+import socket
+import textwrap
+import warnings
+from pathlib import Path
+
+import pytest
+from fault_tools import program_on_faulty
+
+from trio_uring import UringBackend
+from trio_uring._manager import UringIOManager
+from trio_uring._ring import CQE_F_MORE, CQE_F_NOTIF, FIRST_USER_DATA, OP_NOP, Ring, ffi
+from trio_uring.testing import SimulatedRing
+
+ROOT = Path(__file__).parent.parent.parent
+PATIENCE = 30.0
+OP_SEND_ZC = 47  # kernel 6.0
+
+# What the programs below begin with.
+RING = """
+import errno, gc, os, resource, socket, sys, threading, time, warnings
+from trio_uring._ring import FIRST_USER_DATA, OP_NOP, OP_READ, OP_ACCEPT, Ring, ffi, lib
+from trio_uring import _ring
+
+def descriptors():
+    return sorted(os.listdir("/proc/self/fd"))
+
+def each(flat):
+    return list(zip(flat[::3], flat[1::3], flat[2::3]))
+"""
+RUN = (
+    RING
+    + """
+import trio, trio.testing, trio_uring
+"""
+)
+
+
+def on_ring(program: str, *arguments: str) -> str:
+    """A program that uses the ring."""
+    return program_on_faulty(RING + textwrap.dedent(program), *arguments)
+
+
+def in_run(program: str, *arguments: str) -> str:
+    """A program whose `main` is run on the ring."""
+    return program_on_faulty(
+        RUN + textwrap.dedent(program) + "\ntrio_uring.run(main, io_backend='uring')\n", *arguments
+    )
+
+
+# ------------------------------------------------------------------ memory lifetime
+
+
+def test_f03_an_entry_whose_submission_failed_runs_once_and_with_its_memory_alive() -> None:
+    """F3: io_uring_enter(2) refuses what has been queued; the error reaches the caller, and the entry stays pinned and runs."""
+    in_run("""
+        async def main():
+            ours, theirs = trio.socket.socketpair()
+            with ours, theirs:
+                async with trio.open_nursery() as nursery:
+                    lib.tf_arm(lib.TF_ENTER, 1, 5, errno.EAGAIN)
+                    memory = bytearray(4)
+                    nursery.start_soon(ours.recv_into, memory)
+                    await trio.testing.wait_all_tasks_blocked()
+                    try:
+                        memory.append(0)
+                        raise SystemExit("not pinned")
+                    except BufferError:
+                        pass
+                    await theirs.send(b"once")
+                assert memory == b"once"
+                memory.append(0)
+        """)
+
+
+def test_f05_completions_are_copied_before_their_places_are_given_back() -> None:
+    """F5: what `wait` has answered does not change when the kernel uses the same places of the queue again."""
+    ring = Ring(2, 4)
+    try:
+        seen: list[tuple[list[int], list[int]]] = []
+        for first in range(FIRST_USER_DATA, FIRST_USER_DATA + 40, 2):
+            ring.queue(OP_NOP, first)
+            ring.queue(OP_NOP, first + 1)
+            found: list[int] = []
+            while len(found) < 6:
+                found += ring.wait(PATIENCE) or []
+            seen.append((found, [first, 0, 0, first + 1, 0, 0]))
+        for found, expected in seen:
+            assert found == expected
+    finally:
+        ring.close()
+
+
+def test_f06_memory_is_the_kernels_until_the_notification_of_a_zero_copy_send() -> None:
+    """F6: nothing in the package sends without a copy, but the ring's books are ready: an entry with F_MORE is not over."""
+    ring = Ring(8)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as ours:
+        theirs, _ = listener.accept()
+        memory = ffi.new("char[]", b"x" * 100)
+        ring.queue(OP_SEND_ZC, FIRST_USER_DATA, ours.fileno(), memory, 100)
+        flags: list[int] = []
+        while not flags or flags[-1] & CQE_F_MORE:
+            assert ring.counters().inflight == 1
+            flags += (ring.wait(PATIENCE) or [])[2::3]
+        assert ring.counters().inflight == 0
+        assert [bool(flag & CQE_F_NOTIF) for flag in flags] == [False, True]
+        assert theirs.recv(1000) == b"x" * 100
+        theirs.close()
+    ring.close()
+
+
+def test_f08_a_completion_that_never_comes_leaks_its_memory_and_says_so() -> None:
+    """F8: closing the ring is bounded in time, and what the kernel may still write to is kept for the rest of the process."""
+    on_ring("""
+        reader, writer = os.pipe()
+        ring = Ring(8)
+        class Memory:
+            pass
+        memory = Memory()
+        memory.buffer = ffi.new("char[]", 8)
+        ring.queue(OP_READ, 100, reader, memory.buffer, 8)
+        ring.submit()
+        lib.tf_arm(lib.TF_LOSE, 1, 1, 0)
+        began = time.monotonic()
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            assert ring.close(timeout=0.2, keep=memory) == []
+        assert time.monotonic() - began < 30
+        assert "1 operations did not end in time" in str(warned[0].message), warned
+        gone = []
+        import weakref
+        weakref.finalize(memory, gone.append, 1)
+        del memory, ring
+        gc.collect()
+        assert not gone
+        """)
+
+
+# ------------------------------------------------------------------ results
+
+
+def test_f09_what_completes_at_the_end_of_an_abandoned_guest_run_is_closed() -> None:
+    """F9: a connection that an accept of a run nobody goes on with has taken; the garbage collector closes the ring, and it."""
+    program_on_faulty(
+        RUN
+        + textwrap.dedent("""
+        import queue, threading
+
+        def abandon():
+            todo = queue.SimpleQueue()
+
+            async def main():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(trio.socket.from_stdlib_socket(listener).accept)
+                    while True:
+                        await trio.lowlevel.checkpoint()
+
+            trio_uring.start_guest_run(
+                main, run_sync_soon_threadsafe=todo.put, done_callback=print, io_backend="uring"
+            )
+            for _ in range(5):
+                todo.get(timeout=10)()
+            client.connect(listener.getsockname())
+            manager = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager
+            manager.ring.cancel_fd(0)  # runs deferred work: the accept has its connection, and nobody has reaped it
+            del todo, manager
+            gc.collect()
+            gc.collect()
+
+        warnings.simplefilter("ignore")
+        sys.unraisablehook = lambda args: None
+        gc.disable()
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        client = socket.socket()
+        thread = threading.Thread(target=abandon)
+        thread.start()
+        thread.join()
+        listener.close()
+        client.settimeout(20)
+        try:
+            assert client.recv(1) == b""  # closed, and not kept open by a descriptor that nobody knows
+        except ConnectionResetError:
+            pass
+        """)
+    )
+
+
+def test_f09_a_ring_that_the_garbage_collector_closes_hands_its_last_results_on() -> None:
+    """F9: those of a manager that nobody closed; a result may be a descriptor."""
+    discarded = []
+
+    class Operation:
+        def discard(self, result: int, flags: int) -> None:
+            discarded.append((result, flags))
+
+    manager = UringIOManager(UringBackend())
+    manager.operations[100] = Operation()
+    manager.ring.queue(OP_NOP, 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del manager
+        gc.collect()
+    assert discarded == [(0, 0)]
+
+
+def test_f12_a_cancel_that_there_is_no_room_for_is_not_lost() -> None:
+    """F12: neither does the canceller get an error, nor does the waiter sleep on."""
+    in_run("""
+        async def main():
+            ours, theirs = trio.socket.socketpair()
+            with ours, theirs, trio.fail_after(30):
+                for wait in (lambda: ours.recv(1), lambda: trio.lowlevel.wait_readable(ours)):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(wait)
+                        await trio.testing.wait_all_tasks_blocked()
+                        lib.tf_arm(lib.TF_SQE, 1, 3, errno.EBUSY)
+                        nursery.cancel_scope.cancel()
+                await theirs.send(b"k")
+                assert await ours.recv(1) == b"k"
+        """)
+
+
+def test_f13_a_completion_that_comes_twice_completes_one_operation() -> None:
+    """F13: the second one names nobody."""
+    in_run("""
+        async def main():
+            reader, writer = os.pipe()
+            manager = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager
+            memory = ffi.new("char[]", 1)
+            for byte in b"abcdef":
+                os.write(writer, bytes([byte]))
+                lib.tf_arm(lib.TF_DOUBLE, 1, 1, 0)
+                operation = manager.operation(reader, memory, manager.readers)
+                assert await operation.perform(OP_READ, memory, 1, 2**64 - 1) == 1
+                assert memory[0] == bytes([byte])
+                lib.tf_disarm()
+            os.close(reader)
+            os.close(writer)
+            os._exit(0)  # the books count what the kernel says, and it has said too much
+        """)
+
+
+# ------------------------------------------------------------------ ring pressure
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_f22_a_short_submit_keeps_the_rest(taken: int) -> None:
+    """F22: io_uring_enter(2) takes fewer entries than it was handed, again and again; all of them run, in their order."""
+    on_ring(
+        """
+        ring = Ring(16)
+        lib.tf_arm(lib.TF_SHORT, 1, 20, int(sys.argv[1]))
+        for user_data in range(100, 140):
+            ring.queue(OP_NOP, user_data)
+        seen = []
+        while len(seen) < 40:
+            found = ring.wait(30)
+            assert found is not None
+            seen += found[::3]
+        assert seen == list(range(100, 140)), seen
+        ring.close()
+        """,
+        str(taken),
+    )
+
+
+@pytest.mark.parametrize("name", ["EBUSY", "EAGAIN"])
+def test_f23_a_refused_submit_reaps_and_does_not_spin(name: str) -> None:
+    """F23: two system calls for each refusal, no more: one to try, one to wait; and a bound on them."""
+    on_ring(
+        """
+        number = getattr(errno, sys.argv[1])
+        ring = Ring(16)
+        ring.wait(0)
+        ring.present()  # what is queued waits for a submit again
+        ring.queue(OP_NOP, 100)
+        lib.tf_arm(lib.TF_ENTER, 1, 10, number)
+        before = lib.tf_calls(lib.TF_ENTER)
+        seen = []
+        while not seen:
+            seen += ring.wait(30) or []
+        assert seen == [100, 0, 0]
+        assert lib.tf_calls(lib.TF_ENTER) - before <= 20
+        ring.queue(OP_NOP, 101)
+        lib.tf_arm(lib.TF_ENTER, 1, 0, number)
+        before = lib.tf_calls(lib.TF_ENTER)
+        try:
+            ring.submit()
+            raise SystemExit("submitted?")
+        except OSError as error:
+            assert error.errno == number and "io_uring" in str(error)
+        assert lib.tf_calls(lib.TF_ENTER) - before < 1000
+        lib.tf_disarm()
+        assert (ring.wait(30) or ring.wait(30)) == [101, 0, 0]
+        ring.close()
+        """,
+        name,
+    )
+
+
+def test_f24_completions_without_room_come_later_and_in_order() -> None:
+    """F24: the kernel says only IORING_SQ_CQ_OVERFLOW."""
+    on_ring("""
+        ring = Ring(16)
+        for nth in (1, 5, 16):
+            lib.tf_arm(lib.TF_NO_ROOM, nth, 3, 0)
+            for user_data in range(100, 116):
+                ring.queue(OP_NOP, user_data)
+            seen = []
+            while len(seen) < 16:
+                found = ring.wait(30)
+                assert found is not None
+                seen += found[::3]
+            assert seen == list(range(100, 116)), seen
+        assert ring.counters().cq_overflows > 0
+        ring.close()
+        """)
+
+
+def test_f26_nobody_sleeps_where_the_wake_up_could_not_be_queued() -> None:
+    """F26: the submission queue is full and the kernel takes nothing: a wait that nobody could end is not begun."""
+    on_ring("""
+        ring = Ring(16)
+        lib.tf_arm(lib.TF_SQE, 1, 1, errno.EBUSY)
+        assert ring.wait(None) == []
+        ring.wake()
+        assert ring.wait(30) == []
+        assert ring.wait(0) is None
+        ring.close()
+        """)
+
+
+def test_f27_a_wake_up_that_is_reaped_in_passing_still_ends_the_next_wait() -> None:
+    """F27: a refused submit takes completions out of the queue to make room, and the wake-up's may be among them."""
+    on_ring("""
+        ring = Ring(16)
+        ring.wait(0)
+        ring.present()  # what is queued waits for a submit again
+        ring.wake()
+        ring.cancel_fd(0)  # runs the deferred work: the completion of the wake-up is in the queue now
+        reader, writer = os.pipe()
+        memory = ffi.new("char[]", 1)
+        ring.queue(OP_READ, 100, reader, memory, 1)
+        lib.tf_arm(lib.TF_ENTER, 1, 1, errno.EAGAIN)
+        ring.submit()
+        assert ring.wait(30) == []
+        assert None in [ring.wait(0.01) for _ in range(5)]  # once
+        ring.close()
+        """)
+
+
+def test_f28_an_interrupted_wait_of_no_bound_is_bounded_by_its_caller() -> None:
+    """F28, F38: under a storm of signals each wait ends, none is taken for a timeout, and a submit gives up."""
+    on_ring("""
+        ring = Ring(16)
+        ring.wait(0)
+        ring.present()  # what is queued waits for a submit again
+        lib.tf_arm(lib.TF_ENTER, 1, 0, errno.EINTR)
+        for _ in range(100):
+            assert ring.wait(30) == []
+        ring.queue(OP_NOP, 100)
+        try:
+            ring.submit()
+            raise SystemExit("submitted?")
+        except OSError as error:
+            assert error.errno == errno.EINTR
+        lib.tf_disarm()
+        assert ring.wait(30) == [100, 0, 0]
+        ring.close()
+        """)
+
+
+def test_f38_progress_is_not_counted_as_failure() -> None:
+    """F38: 20 refusals for each entry that the kernel takes, 40 entries: more refusals in all than a submit has patience for."""
+    on_ring("""
+        ring = Ring(64)
+        ring.wait(0)
+        ring.present()  # what is queued waits for a submit again
+        for user_data in range(100, 140):
+            ring.queue(OP_NOP, user_data)
+        lib.tf_arm(lib.TF_SHORT, 1, 0, 1)
+        lib.tf_arm(lib.TF_ENTER, 1, 0, errno.EAGAIN)
+        lib.tf_spare(lib.TF_ENTER, 21)
+        ring.submit()
+        lib.tf_disarm()
+        assert ring.queued == 0
+        seen = []
+        while len(seen) < 40:
+            seen += ring.wait(30)[::3]
+        assert seen == list(range(100, 140))
+        ring.close()
+        """)
+
+
+@pytest.mark.parametrize("make", [Ring, SimulatedRing])
+@pytest.mark.parametrize("timeout", [-1.0, -1e-9, 0.0])
+def test_f38_a_wait_of_less_than_no_time_does_not_wait(timeout: float, make: type[Ring]) -> None:
+    """F38: a deadline that has passed is not for ever."""
+    ring = make(8)
+    assert ring.wait(timeout) is None
+    ring.close()
+
+
+# ------------------------------------------------------------------ environment
+
+
+def test_f31_no_thread_of_the_kernel_submits_with_the_credentials_of_the_set_up() -> None:
+    """F31: SQPOLL, which would keep them after a setuid, is not used."""
+    ring = Ring(8)
+    try:
+        told = Path(f"/proc/self/fdinfo/{ring.fileno()}").read_text()
+        assert re.search(r"^SqThread:\s*-1$", told, re.M), told
+    finally:
+        ring.close()
+
+
+def test_f34_less_memory_makes_a_smaller_ring_and_none_a_clear_error() -> None:
+    """F34: the first set-ups answer ENOMEM; then all of them do."""
+    on_ring("""
+        from trio_uring import UringUnavailableError
+        before = descriptors()
+        lib.tf_arm(lib.TF_SETUP, 1, 3, errno.ENOMEM)
+        ring = Ring(512)
+        assert ring.sq_entries == 64
+        ring.close()
+        lib.tf_arm(lib.TF_SETUP, 1, 0, errno.ENOMEM)
+        try:
+            Ring(512)
+            raise SystemExit("made?")
+        except UringUnavailableError as error:
+            assert error.errno == errno.ENOMEM and error.remedy
+        gc.collect()
+        assert descriptors() == before
+        """)
+
+
+@pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "ENOMEM"])
+def test_f35_no_eventfd_leaves_no_ring(name: str) -> None:
+    """F35: the second of the two descriptors of a ring cannot be had."""
+    on_ring(
+        """
+        from trio_uring import UringUnavailableError
+        number = getattr(errno, sys.argv[1])
+        before = descriptors()
+        lib.tf_arm(lib.TF_EVENTFD, 1, 0, number)
+        try:
+            Ring(512)
+            raise SystemExit("made?")
+        except UringUnavailableError as error:
+            assert error.errno == number
+        gc.collect()
+        assert descriptors() == before
+        lib.tf_disarm()
+        Ring(512).close()
+        """,
+        name,
+    )
+
+
+def test_f39_a_second_set_of_buffers_is_refused_whatever_its_size() -> None:
+    """F39: sizes that differ from those in use are an error, not ignored."""
+    ring = Ring(8)
+    try:
+        ring.make_buffers(4, 64)
+        for entries, size in ((4, 64), (8, 64), (4, 128)):
+            with pytest.raises(OSError, match="has its provided buffers already") as caught:
+                ring.make_buffers(entries, size)
+            assert caught.value.errno == errno.EEXIST
+    finally:
+        ring.close()
+
+
+# ------------------------------------------------------------------ buffers
+
+
+def test_f36_no_buffer_is_handed_out_twice_when_completions_are_put_aside() -> None:
+    """F36, F10: a full queue is emptied into a stash; buffers named there are out until their completions are handed out."""
+    on_ring("""
+        ring = Ring(4, 8)
+        buffers = ring.make_buffers(4, 64)
+        a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for _ in range(20):
+            ring.wait(0)  # the buffers of the last round go back
+            for number in range(4):
+                b.send(b"%d" % number * 10)
+                assert lib.tu_recv(ring.address, a.fileno(), 64, 100 + number) == 0
+            ring.queue(OP_NOP, 99)  # a full queue: what has been submitted completes
+            lib.tf_arm(lib.TF_ENTER, 1, 1, errno.EAGAIN)
+            ring.submit()
+            taken = {}
+            ids = []
+            while len(taken) < 4:
+                for user_data, result, flags in each(ring.wait(30)):
+                    if user_data >= 100:
+                        assert result == 10
+                        ids.append(flags >> 16)
+                        taken[user_data] = buffers.take(flags, result)
+            assert taken == {100 + number: b"%d" % number * 10 for number in range(4)}, taken
+            assert sorted(ids) == [0, 1, 2, 3]
+        ring.wait(0)
+        ring.close()
+        """)
+
+
+# ------------------------------------------------------------------ the table
+
+
+def _tests() -> set[str]:
+    found = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test"):
+                found.add(f"{path.relative_to(ROOT / 'tests')}::{node.name}")
+    return found
+
+
+def test_the_table_names_every_fault_and_only_tests_that_exist() -> None:
+    """docs/faults.md is what it says it is."""
+    rows = re.findall(r"^\| F(\d+) \|(.*)\|$", (ROOT / "docs" / "faults.md").read_text(), re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, 40))
+    existing = _tests()
+    for number, row in rows:
+        named = re.findall(r"`([\w/]+\.py::\w+)`", row)
+        assert named, f"F{number} names no test"
+        for name in named:
+            assert name in existing, f"F{number}: there is no {name}"

@@ -1,0 +1,40 @@
+"""Every call of the shim fails once, in every way: see fault_sweep.py. Here a sample; `make faults` tries them all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from fault_scenarios import ALL
+from fault_tools import on_faulty
+
+# Every so many faults are tried; no factor in common with the number of ways in which a call may fail.
+STRIDE = int(os.environ.get("TRIO_URING_FAULT_STRIDE", "29"))
+# Of faults that come together. A seed that finds something stays here.
+SEEDS = (1, 2)
+SWEEP = str(Path(__file__).with_name("fault_sweep.py"))
+
+
+def swept(*arguments: str) -> int:
+    """What a sweep finds, which has to be nothing; the number of faults that it has tried."""
+    done = on_faulty(SWEEP, *arguments)
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, (told, done.stderr[-3000:])
+    *failures, last = told
+    assert failures == [], failures[:3]
+    return int(last["tried"])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_any_single_fault_ends_in_a_clear_error_or_a_right_result(name: str) -> None:
+    """F3, F12, F22, F23, F24, F26, F28, F35, F38: submits that fail, fall short or are interrupted, a full queue, no room."""
+    assert swept(name, str(STRIDE)) >= 3
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_faults_that_come_together_end_so_too(name: str, seed: int) -> None:
+    """The same, two to five of them in one run."""
+    assert swept(name, "random", "6", str(seed)) > 0

@@ -1,0 +1,20 @@
+#!/bin/bash
+# The tests of the bare ring under valgrind's memcheck: reads of memory that was never written, and writes outside of it. valgrind
+# knows io_uring's system calls; what the kernel writes through a ring it cannot see, so memory that only the kernel fills
+# counts as unwritten. The mappings of the queues are no such memory, and what tests read is compared by Python, whose
+# errors are not counted: only those with the shim in their stack are.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=$(dirname "$(realpath -s "${PYTHON:-.venv/bin/python}")")
+tests=("$@")
+[ ${#tests[@]} -gt 0 ] || tests=(tests/ring/test_operations.py tests/ring/test_conformance.py -k "not simulated and not fork and not eight")
+variant=$("$bin/python" tests/faults/shim_variants.py | tail -1)
+log=build/variants/valgrind.log
+PYTHONMALLOC=malloc PYTHONPATH=$variant valgrind --tool=memcheck --error-limit=no --num-callers=30 --log-file="$log" -q \
+  "$bin/python" "$bin/pytest" -q -p no:cacheprovider -p no:xdist -p no:faulthandler "${tests[@]}"
+# Errors are paragraphs of the log.
+if awk 'BEGIN { RS = "==[0-9]+== \n" } /_ffi\.abi3\.so/ { print; found = 1 } END { exit !found }' "$log"; then
+  echo "valgrind found errors in the shim"
+  exit 1
+fi
+echo "valgrind found no error in the shim"
