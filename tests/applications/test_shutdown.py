@@ -1,0 +1,82 @@
+"""Ctrl-C and SIGTERM to programs on the ring: they end as they would on epoll, with their work done and their exit code."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from hosting import PROGRAMS, SECONDS, WAYS, command_line, hypercorn, is_on_the_ring
+
+pytest_plugins = ["serving_fixtures"]
+
+
+@pytest.mark.parametrize(
+    ("way", "workers", "number"),
+    [
+        ("command", 0, signal.SIGINT),
+        ("command", 1, signal.SIGTERM),
+        ("variable", 4, signal.SIGTERM),
+        ("variable", 1, signal.SIGINT),
+    ],
+)
+def test_hypercorn_finishes_what_it_serves(way: str, workers: int, number: signal.Signals, site: Path) -> None:
+    with hypercorn(way, "starlette_app:app", site, workers=workers) as server:
+        idle = http.client.HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)
+        idle.request("GET", "/backend")
+        assert b'"uring"' in idle.getresponse().read()
+        held = http.client.HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)
+        held.request("GET", "/hold")
+        answer = held.getresponse()
+        assert answer.readline() == b"begun\n"
+        for pid in server.workers:
+            is_on_the_ring(pid)
+        server.process.send_signal(number)
+        # The server closes the connection that nobody uses: it has begun to end.
+        assert isinstance(idle.sock, socket.socket)
+        assert idle.sock.recv(1) == b""
+        assert server.process.poll() is None
+        (site / "release").touch()
+        try:
+            assert answer.read() == b"ended\n"
+        finally:
+            (site / "release").unlink()
+        assert server.process.wait(SECONDS) == 0
+        held.close()
+        idle.close()
+        assert "Traceback" not in server.errors.read_text()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_open_signal_receiver(way: str) -> None:
+    command, environment = command_line(way, str(PROGRAMS / "signals.py"))
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "uring\n"
+        is_on_the_ring(process.pid)
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+            process.send_signal(number)
+            assert process.stdout.readline() == f"{number.name}\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "SIGTERM\n"
+        assert process.wait(SECONDS) == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("busy", ["in a receive", "in Python"])
+def test_ctrl_c(way: str, busy: str) -> None:
+    command, environment = command_line(way, str(PROGRAMS / "interrupted.py"), busy)
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "uring\n"
+        is_on_the_ring(process.pid)
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=SECONDS)
+    assert said == "cleaned up\n"
+    assert process.returncode == -signal.SIGINT
+    assert errors.splitlines()[-1] == "KeyboardInterrupt"
