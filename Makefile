@@ -6,15 +6,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ACCEPTANCE ?= ../shared/acceptance
-SOURCES := pyproject.toml $(wildcard ffi/*) $(wildcard trio_uring/*.py trio_uring/startup/*) README.md
+SOURCES := pyproject.toml $(wildcard ffi/*) $(wildcard trio_uring/*.py trio_uring/cancellation/*.py trio_uring/startup/*) README.md
 DEBIAN := gcc:gcc pkg-config:pkg-config liburing-dev:/usr/include/liburing.h strace:strace python3-venv:@venv python3-dev:@headers
 
-.PHONY: demo test lint acceptance versions pythons wheel bench clean packages
+.PHONY: demo test lint acceptance cancellation versions suites pythons wheel faults sanitizers valgrind soak kernels bench clean packages
 
 demo: $(VENV)/installed
 	@$(BIN)/pip install -q "hypercorn[trio]>=0.17" "starlette>=0.40"
 	@$(BIN)/python docs/demo/demo.py
 	@cd docs/demo && ../../$(BIN)/python -m trio_uring doctor
+
+# What tests/applications drives the servers with, and a server that it is a client of.
+test pythons: DEBIAN += curl:curl wrk:wrk redis-server:redis-server
 
 test: $(VENV)/installed lint
 	$(BIN)/pytest
@@ -32,23 +35,60 @@ acceptance: packages
 versions: $(VENV)/installed
 	$(BIN)/python tests/entry/trio_versions.py
 
+# The test suites of other projects (Starlette, httpx, Hypercorn…), each held to its result on epoll.
+suites: $(VENV)/installed
+	$(BIN)/python tests/applications/suites.py
+
 # Every CPython from 3.10 to 3.14 that is at hand: the project's own tests.
 pythons: packages
 	tests/pythons.sh
+
+# The slow proof of the cancellation suite (docs/cancellation.md): each operation raced with each cause 10,000 times, on the
+# ring and on epoll. CANCELLATION="--cancellation-runs=1000 -n 2" makes it shorter.
+CANCELLATION ?= --cancellation-runs=10000
+
+cancellation: $(VENV)/installed
+	for backend in uring epoll; do \
+	  $(BIN)/pytest -v -o faulthandler_timeout=900 -p trio_uring.cancellation --trio-io-backend=$$backend $(CANCELLATION) \
+	  || exit; done
 
 # A wheel, checked, and tried in an empty environment on a machine view without liburing.
 wheel: packages
 	PYTHON=$(PYTHON) tests/wheel.sh
 
+# Every call of the shim fails, in every way in which it may (docs/faults.md); `make test` tries a sample.
+faults: $(VENV)/installed
+	TRIO_URING_FAULT_STRIDE=1 TRIO_URING_FAULT_SECONDS=3600 TRIO_URING_TEST_SECONDS=3600 $(BIN)/pytest -q -n 2 tests/faults/test_sweep.py
+
+# The shim under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitizers: $(VENV)/installed
+	PYTHON=$(BIN)/python tests/sanitizers.sh
+
+# The tests of the bare ring under memcheck.
+valgrind: DEBIAN += valgrind:valgrind
+valgrind: $(VENV)/installed
+	PYTHON=$(BIN)/python tests/valgrind.sh
+
+# A minute at full load with everything that can go wrong at once.
+soak: $(VENV)/installed
+	cd / && $(CURDIR)/$(BIN)/python $(CURDIR)/tests/faults/soak.py 60
+
+# Debian's 6.1 kernel and the newest one in its archive, in qemu, with the tests inside.
+kernels: DEBIAN += qemu-system-x86:qemu-system-x86_64
+kernels: $(VENV)/installed
+	PYTHON=$(BIN)/python tests/kernels.sh
+
+bench: DEBIAN += fio:fio wrk:wrk
+
 bench: $(VENV)/installed
-	@$(BIN)/pip install -q uvloop
+	@$(BIN)/pip install -q uvloop aiofiles aiofile
 	$(BIN)/python -m benchmarks $(BENCH)
 
 $(VENV)/installed: $(SOURCES) | packages
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -U pip
 	$(BIN)/pip install -q --force-reinstall --no-deps .
-	$(BIN)/pip install -q ".[test,lint]"
+	$(BIN)/pip install -q ".[test,applications,lint]"
 	@# for what runs in the checkout and so imports the package beside it: python -m trio_uring, python -m benchmarks
 	cp $(VENV)/lib/python*/site-packages/trio_uring/_ffi.abi3.so trio_uring/
 	touch $@

@@ -13,13 +13,15 @@ else under build/benchmarks/).
 How it measures. Each case of a workload is played in rounds. In each round every contender is measured
 once, in an order that moves by one from round to round, so a disturbance of the machine falls on all of
 them alike. Each measurement has a server process of its own, pinned to one core, and the load generator
-(load.c, compiled on demand into a cache directory) on another. Figures cover the measured window only,
+(load.c, compiled on demand into a cache directory) on another. A workload that performs its requests itself, such as those with
+files, has both cores, since threads and the kernel's workers would. Figures cover the measured window only,
 after a warm-up:
 
     CPU µs     user + system time of the server process, all of its threads, per request: the steady figure
     requests/s, p50, p99
     of X       ratio to contender X in the same round; the table shows the median of these ratios
     calls      system calls of the server per request, from a separate run under `strace -c -f`
+    threads    threads beside the main one at the end of the window; the kernel's own workers are none
     busy       share of the window in which the server had its core; well below 1 under full load means that
                the load generator, or somebody else on the machine, set the pace
 

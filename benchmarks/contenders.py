@@ -8,12 +8,20 @@ plays.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib
+import itertools
+import json
 import os
-from collections.abc import Mapping
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
+from benchmarks.files import BLOCK, DATA, cached, check, file_of_blocks, offsets, small_files, text_file
 from benchmarks.model import CANDIDATE, REFERENCE, Contender, Play, Stage
 
 CHUNK = 65536
@@ -141,22 +149,159 @@ def _uvloop_probe() -> None:
 async def _thread_reads(stage: Stage) -> None:
     import trio
 
-    from benchmarks.workloads.read_4k import BLOCK, check, file_of_blocks, offsets
-
     async def read(fd: int, seed: int) -> None:
         places = offsets(seed)
         for _ in stage.laps():
             place = next(places)
             check(place, await trio.to_thread.run_sync(os.pread, fd, BLOCK, place))
 
-    with file_of_blocks() as file:
-        async with trio.open_nursery() as nursery:
-            for seed in range(stage.tasks):
-                nursery.start_soon(read, file.fileno(), seed)
+    fd = os.open(cached(file_of_blocks()), os.O_RDONLY)
+    async with trio.open_nursery() as nursery:
+        for seed in range(stage.tasks):
+            nursery.start_soon(read, fd, seed)
 
 
 def _trio_threads(workload: str, stage: Stage) -> None:
     _run_trio("epoll", {}, _thread_reads, stage)
+
+
+# asyncio's ways to files: aiofiles is a pool of threads, aiofile is caio, which takes the kernel's own queues where it can.
+
+
+async def _aiofiles_reads(stage: Stage) -> None:
+    library: Any = importlib.import_module("aiofiles")
+
+    async def read(seed: int) -> None:
+        places = offsets(seed)
+        async with library.open(path, "rb", buffering=0) as file:
+            for _ in stage.laps():
+                place = next(places)
+                await file.seek(place)
+                check(place, await file.read(BLOCK))
+
+    path = cached(file_of_blocks())
+    await asyncio.gather(*(read(seed) for seed in range(stage.tasks)))
+
+
+async def _aiofiles_opens(stage: Stage) -> None:
+    library: Any = importlib.import_module("aiofiles")
+    paths = itertools.cycle(small_files())
+    for _ in stage.laps():
+        async with library.open(next(paths), "rb") as file:
+            await file.read()
+
+
+async def _aiofile_reads(stage: Stage) -> None:
+    library: Any = importlib.import_module("aiofile")
+
+    async def read(seed: int) -> None:
+        places = offsets(seed)
+        for _ in stage.laps():
+            place = next(places)
+            check(place, await file.read(BLOCK, place))
+
+    async with library.AIOFile(str(cached(file_of_blocks())), "rb") as file:
+        await asyncio.gather(*(read(seed) for seed in range(stage.tasks)))
+
+
+async def _aiofile_opens(stage: Stage) -> None:
+    library: Any = importlib.import_module("aiofile")
+    paths = itertools.cycle(small_files())
+    for _ in stage.laps():
+        async with library.async_open(next(paths), "rb") as file:
+            await file.read()
+
+
+def _aiofiles_probe() -> None:
+    importlib.import_module("aiofiles")
+
+
+def _aiofile_probe() -> None:
+    importlib.import_module("aiofile")
+
+
+def _in_asyncio(main: Callable[[Stage], Any]) -> Play:
+    return lambda _workload, stage: asyncio.run(main(stage))
+
+
+# No event loop at all: what the job costs by itself.
+
+
+def _synchronous_lines(workload: str, stage: Stage) -> None:
+    lines = importlib.import_module("benchmarks.workloads.text_lines").LINES
+    path = text_file()
+    laps = iter(stage.laps())
+    next(laps)
+    while True:
+        with open(path, encoding="utf-8") as file:
+            left = lines
+            for _line in file:
+                left -= 1
+                if not left:
+                    left = lines
+                    if next(laps, "over") == "over":
+                        return
+
+
+# Programs: they measure themselves, for as long as the window of the others.
+
+
+def _fio(workload: str, stage: Stage) -> None:
+    seconds = max(1, round(stage.seconds))  # it counts whole ones
+    cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
+    said = subprocess.run(
+        [
+            *("fio", "--name=read", f"--filename={file_of_blocks()}", "--readonly", "--rw=randread", f"--bs={BLOCK}"),
+            *("--direct=1", "--ioengine=io_uring", "--iodepth=32", "--thread", "--output-format=json"),
+            *("--time_based", f"--runtime={seconds}"),
+        ],
+        check=True,
+        capture_output=True,
+    ).stdout
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    read = json.loads(said)["jobs"][0]["read"]
+    spent = used.ru_utime + used.ru_stime - cpu.ru_utime - cpu.ru_stime
+    percentile = read["clat_ns"]["percentile"]
+    stage.measured(
+        read["total_ios"], read["runtime"] / 1e3, spent, percentile["50.000000"] / 1e3, percentile["99.000000"] / 1e3
+    )
+
+
+def _fio_probe() -> None:
+    if shutil.which("fio") is None:
+        raise RuntimeError("fio is not installed")
+
+
+def _floor() -> str:
+    """floor.c as a program, in the cache of this checkout's build directory."""
+    source = Path(__file__).with_name("floor.c")
+    DATA.mkdir(parents=True, exist_ok=True)
+    mark = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    program = DATA / f"floor-{mark}"
+    if not program.exists():
+        made = f"{program}.{os.getpid()}"
+        command = [os.environ.get("CC", "cc"), "-O2", "-o", made, str(source), "-luring"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"floor.c does not compile: {done.stderr.strip().splitlines()[-1]}")
+        os.replace(made, program)
+    return str(program)
+
+
+def _floor_reads(workload: str, stage: Stage) -> None:
+    reads = importlib.import_module("benchmarks.workloads.read_many_cached")
+    rounds = max(10, round(stage.seconds * 1000))
+    command = [_floor(), str(cached(file_of_blocks())), "kept", f"depth={reads.DEPTH}", f"count={reads.BATCH}"]
+    said = subprocess.run([*command, f"rounds={rounds}"], check=True, capture_output=True, text=True).stdout
+    found = {name: float(value) for name, value in (word.split("=") for word in said.split())}
+    cpu, wall = found["median_cpu_ns"] / 1e9, found["median_wall_ns"] / 1e9
+    count = rounds * reads.BATCH
+    lap_us = wall * reads.BATCH * 1e6
+    stage.measured(count, count * wall, count * cpu, lap_us, lap_us)
+
+
+def _floor_probe() -> None:
+    _floor()
 
 
 def _jobs(**jobs: Play) -> Mapping[str, Play]:
@@ -200,6 +345,38 @@ CONTENDERS: tuple[Contender, ...] = (
         distributions=("trio",),
         probe=_epoll_probe,
         jobs=_jobs(read_4k=_trio_threads),
+    ),
+    Contender(
+        name="aiofiles",
+        title="aiofiles",
+        distributions=("aiofiles",),
+        probe=_aiofiles_probe,
+        jobs=_jobs(read_4k=_in_asyncio(_aiofiles_reads), open_files=_in_asyncio(_aiofiles_opens)),
+    ),
+    Contender(
+        name="aiofile",
+        title="aiofile on caio",
+        distributions=("aiofile", "caio"),
+        probe=_aiofile_probe,
+        jobs=_jobs(read_4k=_in_asyncio(_aiofile_reads), open_files=_in_asyncio(_aiofile_opens)),
+    ),
+    Contender(
+        name="synchronous",
+        title="a plain for loop",
+        probe=lambda: None,
+        jobs=_jobs(text_lines=_synchronous_lines),
+    ),
+    Contender(
+        name="fio",
+        title="fio, io_uring, depth 32",
+        probe=_fio_probe,
+        jobs=_jobs(read_many_direct=_fio),
+    ),
+    Contender(
+        name="c-floor",
+        title="C with liburing (floor.c)",
+        probe=_floor_probe,
+        jobs=_jobs(read_many_cached=_floor_reads),
     ),
 )
 

@@ -82,7 +82,7 @@ def describe(cores: Cores, distributions: Iterable[str]) -> dict[str, str]:
     model, virtual = _cpu_facts()
     facts = {
         "CPU": f"{model}{' (virtual machine)' if virtual else ''}, {os.cpu_count()} cores",
-        "pinned": f"server to core {cores.server}, load generator to core {cores.load}"
+        "pinned": f"server to core {cores.server}, load generator to core {cores.load}; without one, to both"
         + (" (one core for both: figures other than CPU mean little)" if cores.shared else ""),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",

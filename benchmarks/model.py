@@ -33,6 +33,7 @@ METRICS: Mapping[str, Metric] = {
     "p50_us": Metric("p50 µs", 1, " µs"),
     "p99_us": Metric("p99 µs", 1, " µs"),
     "calls": Metric("calls", 3),
+    "threads": Metric("threads", 0),
     "busy": Metric("busy", 2),
     "kept": Metric("of alone", 2),
     "idle_kib": Metric("KiB/idle", 2, " KiB"),
@@ -43,12 +44,14 @@ METRICS: Mapping[str, Metric] = {
 class Load:
     """What the load generator does: `connections` with one outstanding request of `size` bytes each.
 
-    `idle` more connections are opened and held; the case is then measured without them and with them.
+    `idle` more connections are opened and held; the case is then measured without them and with them. With `page`, the
+    requests are for that page of a web server, `size` is its size, and wrk makes them.
     """
 
     connections: int
     size: int
     idle: int = 0
+    page: str = ""
 
     @property
     def descriptors(self) -> int:
@@ -89,12 +92,18 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One way to play a workload: under a load from outside, or with `tasks` tasks that do the requests."""
+    """One way to play a workload: under a load from outside, or with `tasks` tasks that do the requests.
+
+    `block` is the size of a request in bytes, where the workload leaves it to the case. `lap` is how many requests one turn
+    of `Stage.laps` stands for: rates and CPU are for each request, p50 and p99 for each lap.
+    """
 
     label: str = ""
     title: str
     load: Load | None = None
     tasks: int = 1
+    block: int = 0
+    lap: int = 1
     count_calls: bool = True
     targets: tuple[Target, ...] = ()
 
@@ -119,11 +128,26 @@ class Stage(Protocol):
     def tasks(self) -> int:
         """How many tasks (or threads) perform requests at the same time."""
 
+    @property
+    def block(self) -> int:
+        """The size of a request in bytes, where the case says one."""
+
+    @property
+    def seconds(self) -> float:
+        """The measured window, for a contender that is a program with a window of its own."""
+
+    @property
+    def short(self) -> bool:
+        """Whether the windows are short: what has to be made for them should be small."""
+
     def serving(self, port: int) -> None:
         """Tell the harness that 127.0.0.1:`port` is served now."""
 
     def laps(self) -> Iterable[None]:
         """One turn for each request, until the measured window is over; each task iterates over its own."""
+
+    def measured(self, requests: int, seconds: float, cpu_seconds: float, p50_us: float, p99_us: float) -> None:
+        """In place of `laps`: what another program has measured by itself; requests, not laps."""
 
 
 Play = Callable[[str, Stage], None]

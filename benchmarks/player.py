@@ -23,9 +23,11 @@ def main() -> None:
     parser.add_argument("contender")
     parser.add_argument("workload", nargs="?")
     parser.add_argument("--job")
-    parser.add_argument("--core", type=int, required=True)
+    parser.add_argument("--cores", required=True, help="the cores it may run on: 0,1")
     parser.add_argument("--probe", action="store_true", help="only say whether the contender can run here")
     parser.add_argument("--tasks", type=int, default=1)
+    parser.add_argument("--block", type=int, default=0)
+    parser.add_argument("--lap", type=int, default=1)
     parser.add_argument("--warmup", type=float, default=0.0)
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--requests", type=int, default=0)
@@ -34,7 +36,7 @@ def main() -> None:
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.alarm(ALARM_SECONDS)
-    os.sched_setaffinity(0, {options.core})
+    os.sched_setaffinity(0, set(map(int, options.cores.split(","))))
     contender = contender_named(options.contender)
     if options.probe:
         contender.probe()
@@ -49,6 +51,8 @@ def main() -> None:
         seconds=options.seconds,
         requests=options.requests,
         hold=options.hold,
+        block=options.block,
+        lap=options.lap,
     )
     play(options.workload, stage)
 

@@ -238,16 +238,21 @@ class Stagehand:
     ) -> Iterator[tuple[Child, Child]]:
         """The measured process, and the one that reports: the load generator, or the same one again."""
         play = [workload.name, "--job", workload.job, "--tasks", str(case.tasks)]
+        play += ["--block", str(case.block), "--lap", str(case.lap)]
         if case.load is None:
-            with _running(self._player(contender, *play, *span)) as player:
+            both = [self._cores.load, self._cores.server]
+            with _running(self._player(contender, *play, *span, cores=both)) as player:
                 yield player, player
             return
         load = case.load
         with _running(self._player(contender, *play)) as server:
             port = server.message(_START_SECONDS)["port"]
-            command = [str(compiled_load_generator()), "--port", str(port), "--pid", str(server.pid)]
-            command += ["--core", str(self._cores.load), "--connections", str(load.connections)]
-            command += ["--size", str(load.size), "--idle", str(load.idle), *span]
+            if load.page:
+                command = [sys.executable, "-m", "benchmarks.web_load", "--page", load.page]
+            else:
+                command = [str(compiled_load_generator()), "--idle", str(load.idle)]
+            command += ["--port", str(port), "--pid", str(server.pid), "--core", str(self._cores.load)]
+            command += ["--connections", str(load.connections), "--size", str(load.size), *span]
             with _running(command) as generator:
                 try:
                     yield server, generator
@@ -256,9 +261,9 @@ class Stagehand:
                         raise MeasurementError(f"{error} (the server: {said})") from None
                     raise
 
-    def _player(self, contender: Contender, *arguments: str) -> list[str]:
-        core = ["--core", str(self._cores.server)]
-        return [sys.executable, "-m", "benchmarks.player", contender.name, *arguments, *core]
+    def _player(self, contender: Contender, *arguments: str, cores: Sequence[int] = ()) -> list[str]:
+        pinned = ["--cores", ",".join(map(str, cores or [self._cores.server]))]
+        return [sys.executable, "-m", "benchmarks.player", contender.name, *arguments, *pinned]
 
     def _measurement(self, case: Case, raw: Mapping[str, Any]) -> Measurement:
         phases = raw["phases"]
@@ -271,6 +276,8 @@ class Stagehand:
             "p99_us": phase["p99_us"],
             "busy": phase["cpu_ns"] / (seconds * 1e9),
         }
+        if "threads" in phase:
+            figures["threads"] = phase["threads"]
         if case.load is not None and case.load.idle:
             alone = phases[0]
             before, after = raw["resident_kib"]

@@ -43,7 +43,8 @@ def cell_text(spread: Spread | None, decimals: int) -> str:
 
 def _columns(results: Results) -> list[str]:
     idle = results.case.load is not None and results.case.load.idle > 0
-    return ["cpu_us", "rate", "p50_us", "p99_us", *(["kept", "idle_kib"] if idle else ["calls"]), "busy"]
+    more = ["kept", "idle_kib"] if idle else ["calls"]
+    return ["cpu_us", "rate", "p50_us", "p99_us", *more, *(["threads"] if results.case.load is None else []), "busy"]
 
 
 def table(results: Results, contenders: Sequence[Contender]) -> list[str]:

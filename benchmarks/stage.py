@@ -8,16 +8,26 @@ where the harness asked it to hold.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 def say(message: dict[str, object]) -> None:
     """One JSON line to the harness."""
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
+
+
+def threads() -> int:
+    """Threads of this process beside the main one, whoever started them, without the kernel's own workers."""
+    found = 0
+    for task in os.listdir("/proc/self/task"):
+        found += not Path(f"/proc/self/task/{task}/comm").read_text().startswith("iou-")
+    return found - 1
 
 
 @dataclass
@@ -36,10 +46,26 @@ class ProcessStage:
     seconds: float
     requests: int
     hold: bool
+    block: int = 0
+    lap: int = 1
     _latencies: list[int] = field(default_factory=list)
     _warm_until: int | None = None
     _opened: tuple[int, int] | None = None
     _over: bool = False
+
+    @property
+    def short(self) -> bool:
+        return self.seconds < 1
+
+    def measured(self, requests: int, seconds: float, cpu_seconds: float, p50_us: float, p99_us: float) -> None:
+        phase = {
+            "seconds": seconds,
+            "requests": requests,
+            "cpu_ns": cpu_seconds * 1e9,
+            "p50_us": p50_us,
+            "p99_us": p99_us,
+        }
+        say({"phases": [{**phase, "load_cpu_ns": 0, "waited_ns": 0}], "resident_kib": [0, 0]})
 
     def serving(self, port: int) -> None:
         say({"port": port})
@@ -80,10 +106,11 @@ class ProcessStage:
             raise RuntimeError("no request was performed in the measured window")
         phase = {
             "seconds": (now - self._opened[0]) / 1e9,
-            "requests": len(latencies),
+            "requests": len(latencies) * self.lap,
             "cpu_ns": cpu - self._opened[1],
             "load_cpu_ns": 0,
             "waited_ns": 0,
+            "threads": threads(),
             "p50_us": latencies[len(latencies) // 2] / 1e3,
             "p99_us": latencies[len(latencies) * 99 // 100] / 1e3,
             "max_us": latencies[-1] / 1e3,

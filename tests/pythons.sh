@@ -9,7 +9,7 @@ for version in 3.10 3.11 3.12 3.13 3.14; do
     echo "== $("$python" --version)"
     ran=$((ran + 1))
     "$python" -m venv "$scratch/$version" && "$scratch/$version/bin/pip" install -q -U pip &&
-        "$scratch/$version/bin/pip" install -q ".[test]" && "$scratch/$version/bin/pytest" -q "$@" || failed=1
+        "$scratch/$version/bin/pip" install -q ".[test,applications]" && "$scratch/$version/bin/pytest" -q "$@" || failed=1
 done
 [ "$ran" -gt 0 ] || { echo "no CPython from 3.10 to 3.14 here" >&2; exit 2; }
 exit $failed

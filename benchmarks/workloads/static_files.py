@@ -1,0 +1,80 @@
+"""A web server's files: Starlette's StaticFiles under Hypercorn's trio worker, fetched by wrk over 16 connections.
+
+Neither is ours. Of what a request takes, most is theirs: HTTP in Python, and one call in a worker thread, in which
+StaticFiles looks the path up. What the ring can take over is the rest: opening, reading and closing the file, each a
+thread on epoll, and the socket. The case "no_file" has the same answer without any file, and so says what is theirs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import socket
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from benchmarks.model import Case, Load, Stage, Target, Workload
+
+SIZES = {"1k": 1024, "16k": 16 * 1024, "64k": 64 * 1024, "256k": 256 * 1024, "1m": 1024 * 1024}
+
+
+def _case(label: str, size: int, rate: float) -> Case:
+    return Case(
+        label=label,
+        title=f"a file of {size // 1024} KiB",
+        load=Load(connections=16, size=size, page=f"/files/{label}"),
+        count_calls=False,  # wrk cannot be told how many requests to make
+        targets=(Target(metric="rate", at_least=rate, of="trio-epoll"),),
+    )
+
+
+WORKLOAD = Workload(
+    name="static_files",
+    title="Starlette's StaticFiles under Hypercorn",
+    job="static_files",
+    cases=(
+        Case(
+            label="no_file",
+            title="1 KiB from memory",
+            load=Load(connections=16, size=1024, page="/no_file"),
+            count_calls=False,
+        ),
+        _case("1k", SIZES["1k"], 2.0),
+        _case("16k", SIZES["16k"], 2.0),
+        _case("64k", SIZES["64k"], 2.0),
+        _case("256k", SIZES["256k"], 1.0),
+        _case("1m", SIZES["1m"], 1.0),
+    ),
+)
+
+
+async def main(stage: Stage) -> None:
+    # Not needed by the other workloads, so not loaded with this module.
+    config_module: Any = importlib.import_module("hypercorn.config")
+    hypercorn: Any = importlib.import_module("hypercorn.trio")
+    starlette: Any = importlib.import_module("starlette.applications")
+    responses: Any = importlib.import_module("starlette.responses")
+    routing: Any = importlib.import_module("starlette.routing")
+    files: Any = importlib.import_module("starlette.staticfiles")
+
+    async def no_file(_request: object) -> Any:
+        return responses.Response(bytes(SIZES["1k"]))
+
+    with tempfile.TemporaryDirectory() as directory, socket.create_server(("127.0.0.1", 0), backlog=1000) as listener:
+        for label, size in SIZES.items():
+            Path(directory, label).write_bytes(bytes(size))  # noqa: ASYNC240 - nothing is measured yet
+        app = starlette.Starlette(
+            routes=[
+                routing.Mount("/files", files.StaticFiles(directory=directory)),
+                routing.Route("/no_file", no_file),
+            ]
+        )
+        config = config_module.Config()
+        config.bind = [f"fd://{listener.fileno()}"]
+        config.errorlog = None
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(hypercorn.serve, app, config, mode="asgi"))
+            stage.serving(listener.getsockname()[1])
