@@ -39,7 +39,7 @@ def away_from_the_sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(autouse=True)
 def bounded() -> Iterator[None]:
     """A test that hangs ends the whole test run, and shows where. Not a measure of speed."""
-    faulthandler.dump_traceback_later(120, exit=True)
+    faulthandler.dump_traceback_later(float(os.environ.get("TRIO_URING_TEST_SECONDS", "120")), exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 
