@@ -10,7 +10,7 @@ tests=("$@")
 [ ${#tests[@]} -gt 0 ] || tests=(tests/ring/test_operations.py tests/ring/test_conformance.py -k "not simulated and not fork and not eight")
 variant=$("$bin/python" tests/faults/shim_variants.py | tail -1)
 log=build/variants/valgrind.log
-PYTHONMALLOC=malloc PYTHONPATH=$variant valgrind --tool=memcheck --error-limit=no --num-callers=30 --log-file="$log" -q \
+PYTHONMALLOC=malloc PYTHONPATH=$variant TRIO_URING_TEST_SECONDS=1200 valgrind --tool=memcheck --error-limit=no --num-callers=30 --log-file="$log" -q \
   "$bin/python" "$bin/pytest" -q -p no:cacheprovider -p no:xdist -p no:faulthandler "${tests[@]}"
 # Errors are paragraphs of the log.
 if awk 'BEGIN { RS = "==[0-9]+== \n" } /_ffi\.abi3\.so/ { print; found = 1 } END { exit !found }' "$log"; then
