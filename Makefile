@@ -64,7 +64,7 @@ faults: $(VENV)/installed
 sanitizers: $(VENV)/installed
 	PYTHON=$(BIN)/python tests/sanitizers.sh
 
-# The tests of the bare ring under memcheck.
+# The operations of the bare ring under memcheck.
 valgrind: DEBIAN += valgrind:valgrind
 valgrind: $(VENV)/installed
 	PYTHON=$(BIN)/python tests/valgrind.sh

@@ -62,6 +62,7 @@ unsigned tu_queued(tu_ring *r);
 int tu_submit(tu_ring *r);
 int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max);
 int tu_wake(tu_ring *r);
+void tu_spin(tu_ring *r, int64_t ns); /* how long tu_wait() may look for completions before it sleeps; at first 0 */
 
 /* Ends every request on fd, queued ones included, and lets the kernel drop its references to the file. */
 int tu_cancel_fd(tu_ring *r, int fd);

@@ -142,6 +142,7 @@ class UringIOManager:
         # user_data -> Poll or Operation: what a completion may name, and whose memory the kernel may still touch.
         self.operations: dict[int, Any] = {}
         self.ring.keep = self.operations
+        self.ring.spin(backend.spin * 1000)
         self.ring.abandoned = functools.partial(_discard, self.operations)
         # fd -> the Poll or Operation that a task is waiting in.
         self.readers: dict[int, Any] = {}

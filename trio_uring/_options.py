@@ -22,8 +22,8 @@ _MOST_SQ_ENTRIES: Final = 32768
 _MOST_CQ_ENTRIES: Final = 65536
 
 
-def _entries(default: int | None, least: int, most: int) -> Any:
-    """An option that counts queue entries; None, where it is the default, leaves the number to the ring."""
+def _number(default: int | None, least: int, most: int) -> Any:
+    """An option that is a number; None, where it is the default, leaves it to the ring."""
 
     def check(_instance: object, attribute: attrs.Attribute[int | None], value: object) -> None:
         if value is None and default is None:
@@ -61,15 +61,18 @@ class UringBackend:
         `sq_entries`, at most 65536.
       speculate: whether socket.recv and send try the system call on the calling core first, and queue an entry only where
         it would block. Off, every operation goes through the ring, which is the faster (docs/benchmarks.md).
+      spin: microseconds, 0 to 1000, for which a run with one or two operations a tick looks for the next completion before it
+        sleeps. Only while its sleeps are so short that this pays; other threads run meanwhile. 0 sleeps at once, always.
 
     Raises:
       TypeError: an option of the wrong type.
       ValueError: an option out of its range.
     """
 
-    sq_entries: int = _entries(512, 2, _MOST_SQ_ENTRIES)
-    cq_entries: int | None = _entries(None, 2, _MOST_CQ_ENTRIES)
+    sq_entries: int = _number(512, 2, _MOST_SQ_ENTRIES)
+    cq_entries: int | None = _number(None, 2, _MOST_CQ_ENTRIES)
     speculate: bool = _flag(False)
+    spin: int = _number(20, 0, 1000)
 
     def __attrs_post_init__(self) -> None:
         if self.cq_entries is not None and self.cq_entries < self.sq_entries:

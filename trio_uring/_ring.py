@@ -304,6 +304,14 @@ class Ring:
             self._fail(rc)
         return rc
 
+    def spin(self, nanoseconds: int) -> None:
+        """How long the owner's `wait` may look for completions before it sleeps; 0, at first, for not at all.
+
+        It does so only after it has handed out one or two completions, and while its sleeps have been short (`rest` in the
+        shim): going to sleep and being woken takes longer then than what it waits for. Not on a machine of one processor.
+        """
+        lib.tu_spin(self._r, nanoseconds)
+
     def present(self) -> None:
         """The owner is back from an idle `wait` and will wait again: entries may be batched once more.
 

@@ -601,6 +601,9 @@ class SimulatedRing(Ring):
             self._fail(-errno.ENOENT)
         return found if every else 0
 
+    def spin(self, nanoseconds: int) -> None:
+        """Nothing here has to be waited for."""
+
     def present(self) -> None:
         self._away = False
 

@@ -11,11 +11,11 @@ from trio_uring import UringBackend
 from trio_uring._options import Choice, resolve
 
 DEFAULT = UringBackend()
-GOOD = "the options are sq_entries=2 to 32768, cq_entries=2 to 65536, speculate=0 or 1"
+GOOD = "the options are sq_entries=2 to 32768, cq_entries=2 to 65536, speculate=0 or 1, spin=0 to 1000"
 
 
 def test_the_defaults() -> None:
-    assert (DEFAULT.sq_entries, DEFAULT.cq_entries, DEFAULT.speculate) == (512, None, False)
+    assert (DEFAULT.sq_entries, DEFAULT.cq_entries, DEFAULT.speculate, DEFAULT.spin) == (512, None, False, 20)
 
 
 def test_a_backend_is_a_value() -> None:
@@ -135,12 +135,35 @@ def test_bad_options_are_refused_in_the_name_of_their_variable(io_backend: str) 
 
 def test_the_public_names() -> None:
     assert sorted(trio_uring.__all__) == [
+        "OperationSnapshot",
+        "RingMonitor",
+        "RingRates",
+        "RingSnapshot",
+        "StatxResult",
+        "TaskSnapshot",
         "UringBackend",
         "UringStatistics",
         "UringUnavailableError",
         "__version__",
+        "aligned_buffer",
+        "copy_file",
+        "dump",
+        "dump_on_signal",
+        "fallocate",
+        "fdatasync",
+        "fsync",
+        "read_at",
+        "read_many",
+        "readinto_at",
+        "readinto_many",
         "run",
+        "sendfile",
+        "snapshot",
+        "splice",
         "start_guest_run",
+        "statx",
+        "write_at",
+        "writev_at",
     ]
     assert all(getattr(trio_uring, name) is not None for name in trio_uring.__all__)
     assert set(trio_uring.__all__) <= set(dir(trio_uring))

@@ -674,11 +674,12 @@ def test_asyncio_tasks_inside_a_task_of_trio_go_their_own_way(
 
     async def main() -> None:
         monkeypatch.setattr(anyio.to_thread, "run_sync", noted)
-        monkeypatch.setattr(sniffio.thread_local, "name", "asyncio")
+        # Not by monkeypatch, which would put it back after the run has.
+        sniffio.thread_local.name = "asyncio"
         try:
             await open_file(file)
         finally:
-            monkeypatch.setattr(sniffio.thread_local, "name", "trio")
+            sniffio.thread_local.name = "trio"
 
     run(ring, main)
     assert own == [open]

@@ -273,6 +273,8 @@ def test_a_wake_up_ends_a_wait_that_a_batch_keeps_busy(ring: Ring, pipe: tuple[i
     assert ring.wait(PATIENCE) == []
     waker.result()
     assert ring.wait(0.001) is None
+    ring.cancel(BATCH)
+    assert reap(ring, 1) == [(BATCH, -errno.ECANCELED, 0)]
 
 
 def test_others_are_handed_out_while_a_batch_goes_on(
