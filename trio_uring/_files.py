@@ -75,7 +75,7 @@ from trio._util import async_wraps
 from trio.lowlevel import Task
 
 from ._manager import UringIOManager
-from ._operation import GLOBAL_RUN_CONTEXT, Operation
+from ._operation import GLOBAL_RUN_CONTEXT, NewDescriptor, Operation
 from ._ring import OP_OPENAT, OP_READ, OP_WRITE, ffi, lib, supported_operations
 from ._sockets import MOST, Lent, replaces, ring_manager
 from ._text import STATELESS, TextFile
@@ -989,21 +989,10 @@ def hand_over(real: Any) -> None:
 # ------------------------------------------------------------------ opening
 
 
-class Open(Operation):
-    """IORING_OP_OPENAT; the new descriptor is delivered or closed, never leaked (F9)."""
+class Open(NewDescriptor):
+    """IORING_OP_OPENAT."""
 
     __slots__ = ()
-
-    def torn_down(self) -> None:
-        """As for every operation; but the file may have been opened, and the task not have run since."""
-        if self.task is None:
-            self.discard(self.result, self.flags)
-        super().torn_down()
-
-    def discard(self, result: int, flags: int) -> None:
-        """Nobody will take the descriptor."""
-        if result >= 0:
-            os.close(result)
 
 
 @trio.lowlevel.enable_ki_protection

@@ -369,6 +369,24 @@ class Operation:
         self.keep = None
 
 
+class NewDescriptor(Operation):
+    """An operation whose result is a new descriptor: it is delivered or closed, never leaked (F9)."""
+
+    __slots__ = ()
+
+    def torn_down(self) -> None:
+        """As for every operation; but the descriptor may have come, and the task not have run since."""
+        if self.task is None:
+            self.discard(self.result, self.flags)
+        super().torn_down()
+
+    def discard(self, result: int, flags: int) -> None:
+        """Nobody will take the descriptor."""
+        super().discard(result, flags)
+        if result >= 0:
+            os.close(result)
+
+
 class SocketTransfer(Operation):
     """IORING_OP_RECV into a provided buffer, or IORING_OP_SEND of `size` bytes of memory that `keep` pins.
 

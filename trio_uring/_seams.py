@@ -33,6 +33,7 @@ from __future__ import annotations
 import dis
 import errno
 import functools
+import importlib
 import inspect
 import logging
 import pathlib
@@ -151,68 +152,11 @@ def _ring_manager() -> type:
     return UringIOManager
 
 
-def _from_sockets(name: str) -> Callable[[Any], Any]:
-    """The function of that name in `_sockets`, which makes a replacement out of an original."""
+def _from(module: str, name: str) -> Callable[[Any], Any]:
+    """The function of that name in that module of ours, loaded when it is needed, which makes a replacement of an original."""
 
     def replacement(original: Any) -> Any:
-        from . import _sockets
-
-        return getattr(_sockets, name)(original)
-
-    return replacement
-
-
-def _from_messages(name: str) -> Callable[[Any], Any]:
-    """The same, in `_messages`."""
-
-    def replacement(original: Any) -> Any:
-        from . import _messages
-
-        return getattr(_messages, name)(original)
-
-    return replacement
-
-
-def _from_pipes(name: str) -> Callable[[Any], Any]:
-    """The same, in `_pipes`."""
-
-    def replacement(original: Any) -> Any:
-        from . import _pipes
-
-        return getattr(_pipes, name)(original)
-
-    return replacement
-
-
-def _from_paths(name: str) -> Callable[[Any], Any]:
-    """The same, in `_paths`."""
-
-    def replacement(original: Any) -> Any:
-        from . import _paths
-
-        return getattr(_paths, name)(original)
-
-    return replacement
-
-
-def _from_files(name: str) -> Callable[[Any], Any]:
-    """The same, in `_files`."""
-
-    def replacement(original: Any) -> Any:
-        from . import _files
-
-        return getattr(_files, name)(original)
-
-    return replacement
-
-
-def _from_anyio_files(name: str) -> Callable[[Any], Any]:
-    """The same, in `_anyio_files`."""
-
-    def replacement(original: Any) -> Any:
-        from . import _anyio_files
-
-        return getattr(_anyio_files, name)(original)
+        return getattr(importlib.import_module(f".{module}", __package__), name)(original)
 
     return replacement
 
@@ -527,7 +471,7 @@ OPERATION_SEAMS: Final = (
             name=f"_SocketType.{name}",
             why="a direct operation; every socket of Trio and AnyIO is of this class",
             check=_check_method(*parameters),
-            replacement=_from_sockets(name),
+            replacement=_from("_sockets", name),
         )
         for name, parameters in (
             ("accept", ()),
@@ -543,7 +487,7 @@ OPERATION_SEAMS: Final = (
             name=f"_SocketType.{name}",
             why="a direct operation with an address or ancillary data",
             check=_check_method(*parameters),
-            replacement=_from_messages(name),
+            replacement=_from("_messages", name),
         )
         for name, parameters in (
             ("recvfrom", ()),
@@ -560,7 +504,7 @@ OPERATION_SEAMS: Final = (
             name=f"SocketStream.{name}",
             why="the operation itself, with no call of the socket's method between",
             check=_check_method(parameter),
-            replacement=_from_sockets(name),
+            replacement=_from("_sockets", name),
         )
         for name, parameter in (("receive_some", "max_bytes"), ("send_all", "data"))
     ),
@@ -570,7 +514,7 @@ OPERATION_SEAMS: Final = (
             name=f"FdStream.{name}",
             why="a direct operation; pipes to and from child processes are of this class",
             check=_check_method(parameter),
-            replacement=_from_pipes(name),
+            replacement=_from("_pipes", name),
         )
         for name, parameter in (("receive_some", "max_bytes"), ("send_all", "data"))
     ),
@@ -580,7 +524,7 @@ OPERATION_SEAMS: Final = (
             name=f"Path.{name}",
             why="the operations on a path that the ring has",
             check=_check_path_method(name),
-            replacement=_from_paths("of_trio"),
+            replacement=_from("_paths", "of_trio"),
         )
         for name in PATH_METHODS
     ),
@@ -589,7 +533,7 @@ OPERATION_SEAMS: Final = (
         name="Path.open",
         why="opens on the ring",
         check=_check_path_method("open"),
-        replacement=_from_files("path_open"),
+        replacement=_from("_files", "path_open"),
     ),
     *(
         Seam(
@@ -597,7 +541,7 @@ OPERATION_SEAMS: Final = (
             name=f"AsyncIOWrapper.{name}",
             why=why,
             check=check,
-            replacement=_from_files(replacement),
+            replacement=_from("_files", replacement),
         )
         for name, replacement, check, why in (
             ("__getattr__", "wrapper_getattr", _check_attribute, "makes the methods of an open file"),
@@ -621,7 +565,7 @@ ANYIO_SEAMS: Final = (
             name=name,
             why=why,
             check=check,
-            replacement=_from_anyio_files(replacement),
+            replacement=_from("_anyio_files", replacement),
         )
         for name, replacement, check, why in (
             (
@@ -642,7 +586,7 @@ ANYIO_SEAMS: Final = (
             name=name,
             why=why,
             check=check,
-            replacement=_from_anyio_files(replacement),
+            replacement=_from("_anyio_files", replacement),
         )
         for name, replacement, check, why in (
             (
@@ -671,7 +615,7 @@ ANYIO_SEAMS: Final = (
                 name=f"Path.{name}",
                 why="the operations on a path that the ring has",
                 check=_check_method(),
-                replacement=_from_paths("of_anyio"),
+                replacement=_from("_paths", "of_anyio"),
             ),
         )
         for name in PATH_METHODS

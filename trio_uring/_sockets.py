@@ -36,7 +36,7 @@ from trio._socket import _SocketType, _try_sync
 
 from . import _sockaddr
 from ._manager import BUFFER_SIZE, UringIOManager
-from ._operation import GLOBAL_RUN_CONTEXT, INTERRUPTED, Operation, SocketTransfer
+from ._operation import GLOBAL_RUN_CONTEXT, INTERRUPTED, NewDescriptor, Operation, SocketTransfer
 from ._ring import OP_ACCEPT, OP_CONNECT, OP_RECV, ffi, lib, tu_recv, tu_send
 
 # SQE lengths have 32 bits; the kernel caps a transfer there anyway (MAX_RW_COUNT).
@@ -81,21 +81,10 @@ class Connect(Operation):
         return result in INTERRUPTED
 
 
-class Accept(Operation):
-    """IORING_OP_ACCEPT; the new descriptor is delivered or closed, never leaked (F9)."""
+class Accept(NewDescriptor):
+    """IORING_OP_ACCEPT."""
 
     __slots__ = ()
-
-    def torn_down(self) -> None:
-        """As for every operation; but the connection may have come, and the task not have run since."""
-        if self.task is None:
-            self.discard(self.result, self.flags)
-        super().torn_down()
-
-    def discard(self, result: int, flags: int) -> None:
-        """Nobody will take the connection."""
-        if result >= 0:
-            os.close(result)
 
 
 family_of: Final[Callable[[stdlib_socket.socket], int]] = _socket.socket.family.__get__
