@@ -23,7 +23,7 @@ _handlers: dict[int, object] = {}
 
 def is_armed() -> bool:
     """Whether a signal makes a dump, so that runs are worth watching (`_observe.RingMonitor`)."""
-    return bool(_armed)
+    return any(signal.getsignal(number) is handler for number, handler in _handlers.items())
 
 
 def arm_from_environment() -> None:

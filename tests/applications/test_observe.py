@@ -26,7 +26,7 @@ import trio.testing
 from hosting import PROGRAMS, SECONDS, WAYS, command_line, hypercorn, until
 
 import trio_uring
-from trio_uring import OperationSnapshot, RingMonitor, RingSnapshot
+from trio_uring import OperationSnapshot, RingMonitor, RingSnapshot, _armed
 
 pytest_plugins = ["serving_fixtures"]
 
@@ -294,12 +294,14 @@ def test_many_rings() -> None:
     for thread in threads:
         thread.start()
     together.wait()
-    until(lambda: all(each.waiting for each in trio_uring.snapshot()), "the runs do not go to sleep")
-    found = trio_uring.snapshot()
+    names = {thread.name for thread in threads}
+    until(
+        lambda: {each.thread for each in trio_uring.snapshot() if each.waiting} == names,
+        "the runs do not go to sleep, or are not all there",
+    )
     together.wait()
     for thread in threads:
         thread.join(SECONDS)
-    assert {each.thread for each in found} == {"run 0", "run 1", "run 2"}
     assert trio_uring.snapshot() == []
 
 
@@ -641,8 +643,10 @@ def test_armed_by_a_call_with_the_handler_of_before(tmp_path: Path) -> None:
             await trio.lowlevel.checkpoint()
 
         trio_uring.run(main, io_backend="uring")
+        assert _armed.is_armed()
     finally:
         signal.signal(signal.SIGUSR2, before)
+    assert not _armed.is_armed()
     assert seen == [signal.SIGUSR2]
     said = (tmp_path / "dump").read_text()
     assert said.startswith("trio-uring dump: process ")
