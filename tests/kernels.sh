@@ -18,7 +18,10 @@ mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
 cd "$work"
 
 key="[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
-printf "deb $key http://deb.debian.org/debian %s main\n" bookworm sid >sources.list
+# Where this machine gets Debian from.
+archive=$(apt-get indextargets --format '$(REPO_URI) $(COMPONENT)' "Created-By: Packages" | sed -n 's,/debian/ main$,/debian,p' | sort -u | head -1)
+[ -n "$archive" ] || { echo "apt has no archive of Debian in its sources; add one and try again" >&2; exit 2; }
+printf "deb $key $archive %s main\n" bookworm sid >sources.list
 apt() {
   "apt-$1" -q -o Dir::Etc::sourcelist="$work/sources.list" -o Dir::Etc::sourceparts=/dev/zero -o APT::Sandbox::User=root \
     -o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache" "${@:2}"

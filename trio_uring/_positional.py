@@ -25,7 +25,7 @@ import mmap
 import operator
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
 import attrs
@@ -406,14 +406,12 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
 
 
 @trio.lowlevel.enable_ki_protection
-async def readinto_at(file: File, buffer: Any, offset: int) -> int:
-    """Fill a writable buffer from `offset` on, and answer the number of bytes; fewer only where the file ends.
-
-    The buffer is pinned until the kernel has let go of it: whoever resizes it meanwhile gets BufferError. Raises as
-    `read_at`; with O_DIRECT also ValueError for an address that is not aligned (`aligned_buffer`).
-    """
+async def _whole(
+    opcode: int, in_thread: Callable[[int, memoryview, int], int], file: File, buffer: Any, name: str, offset: int
+) -> int:
+    """A whole buffer of the caller's, who calls it `name`, read into or written: `readinto_at` and `write_at`."""
     fd = descriptor(file)
-    memory = pinned(buffer, "buffer", writable=True)
+    memory = pinned(buffer, name, writable=opcode == OP_READ)
     try:
         length, offset = span(len(memory), offset)
         if kind(fd):
@@ -421,11 +419,21 @@ async def readinto_at(file: File, buffer: Any, offset: int) -> int:
         manager = ring_manager()
         if manager is None:
             with memoryview(buffer) as view, view.cast("B") as flat:
-                return await trio.to_thread.run_sync(_preadv, fd, flat, offset)
+                return await trio.to_thread.run_sync(in_thread, fd, flat, offset)
     except BaseException:
         ffi.release(memory)
         raise
-    return await _transfer_pinned(manager, OP_READ, fd, memory, length, offset)
+    return await _transfer_pinned(manager, opcode, fd, memory, length, offset)
+
+
+@trio.lowlevel.enable_ki_protection
+async def readinto_at(file: File, buffer: Any, offset: int) -> int:
+    """Fill a writable buffer from `offset` on, and answer the number of bytes; fewer only where the file ends.
+
+    The buffer is pinned until the kernel has let go of it: whoever resizes it meanwhile gets BufferError. Raises as
+    `read_at`; with O_DIRECT also ValueError for an address that is not aligned (`aligned_buffer`).
+    """
+    return await _whole(OP_READ, _preadv, file, buffer, "buffer", offset)
 
 
 @trio.lowlevel.enable_ki_protection
@@ -438,20 +446,7 @@ async def write_at(file: File, data: Any, offset: int) -> int:
 
     Raises as `readinto_at`, and OSError with ENOSPC, EDQUOT, EFBIG.
     """
-    fd = descriptor(file)
-    memory = pinned(data, "data", writable=False)
-    try:
-        length, offset = span(len(memory), offset)
-        if kind(fd):
-            check_aligned(alignment_of(fd), length, offset, address_of(memory))
-        manager = ring_manager()
-        if manager is None:
-            with memoryview(data) as view, view.cast("B") as flat:
-                return await trio.to_thread.run_sync(_pwrite, fd, flat, offset)
-    except BaseException:
-        ffi.release(memory)
-        raise
-    return await _transfer_pinned(manager, OP_WRITE, fd, memory, length, offset)
+    return await _whole(OP_WRITE, _pwrite, file, data, "data", offset)
 
 
 @trio.lowlevel.enable_ki_protection
