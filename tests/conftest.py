@@ -18,6 +18,8 @@ from trio_uring import UringBackend
 
 Backend: TypeAlias = "Literal['uring', 'epoll'] | UringBackend"
 
+REAL_STDERR = pytest.StashKey[int]()
+
 RINGS: dict[str, Backend] = {"uring": "uring", "sq2cq4": UringBackend(sq_entries=2, cq_entries=4)}
 
 
@@ -25,6 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """What is forgotten (a descriptor, a ring, an exception in a finalizer) fails the test that forgot it."""
     config.addinivalue_line("filterwarnings", "error::ResourceWarning")
     config.addinivalue_line("filterwarnings", "error::pytest.PytestUnraisableExceptionWarning")
+    config.stash[REAL_STDERR] = os.dup(2)  # nothing is captured yet
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    os.close(config.stash[REAL_STDERR])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,9 +44,10 @@ def away_from_the_sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(autouse=True)
-def bounded() -> Iterator[None]:
-    """A test that hangs ends the whole test run, and shows where. Not a measure of speed."""
-    faulthandler.dump_traceback_later(float(os.environ.get("TRIO_URING_TEST_SECONDS", "120")), exit=True)
+def bounded(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that hangs ends the whole test run, and shows which and where. Not a measure of speed."""
+    seconds = float(os.environ.get("TRIO_URING_TEST_SECONDS", "120"))
+    faulthandler.dump_traceback_later(seconds, exit=True, file=request.config.stash[REAL_STDERR])
     yield
     faulthandler.cancel_dump_traceback_later()
 
