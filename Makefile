@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ACCEPTANCE ?= ../shared/acceptance
 SOURCES := pyproject.toml $(wildcard ffi/*) $(wildcard trio_uring/*.py trio_uring/cancellation/*.py trio_uring/startup/*) README.md
-DEBIAN := gcc:gcc pkg-config:pkg-config liburing-dev:/usr/include/liburing.h strace:strace python3-venv:@venv python3-dev:@headers
+DEBIAN := gcc:gcc libc6-dev:/usr/include/stdlib.h pkg-config:pkg-config liburing-dev:/usr/include/liburing.h strace:strace python3-venv:@venv python3-dev:@headers
 
 .PHONY: demo test lint acceptance cancellation versions suites pythons wheel faults sanitizers valgrind soak kernels bench clean packages
 
@@ -16,8 +16,10 @@ demo: $(VENV)/installed
 	@$(BIN)/python docs/demo/demo.py
 	@cd docs/demo && ../../$(BIN)/python -m trio_uring doctor
 
-# What tests/applications drives the servers with, and a server that it is a client of.
-test pythons: DEBIAN += curl:curl wrk:wrk redis-server:redis-server
+# What tests/applications drives the servers with, and a server that it is a client of. Without what the browser recommends, which
+# is half a desktop.
+test pythons: DEBIAN += curl:curl wrk:wrk redis-server:redis-server chromium:chromium
+test pythons: APT := --no-install-recommends
 
 test: $(VENV)/installed lint
 	$(BIN)/pytest
@@ -90,7 +92,7 @@ $(VENV)/installed: $(SOURCES) | packages
 	$(BIN)/pip install -q --force-reinstall --no-deps .
 	$(BIN)/pip install -q ".[test,applications,lint]"
 	@# for what runs in the checkout and so imports the package beside it: python -m trio_uring, python -m benchmarks
-	cp $(VENV)/lib/python*/site-packages/trio_uring/_ffi.abi3.so trio_uring/
+	cp --remove-destination $(VENV)/lib/python*/site-packages/trio_uring/_ffi.abi3.so trio_uring/
 	touch $@
 
 packages:
@@ -105,7 +107,7 @@ packages:
 	if [ -n "$$missing" ]; then \
 	  echo "installing$$missing"; \
 	  sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $$missing >/dev/null; \
+	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(APT) $$missing >/dev/null; \
 	fi
 
 clean:

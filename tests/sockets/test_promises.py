@@ -974,12 +974,23 @@ def test_a_scope_that_is_cancelled_in_the_same_tick(ring: Backend, method: str) 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_ctrl_c_in_the_middle_of_loops(ring: Backend, seed: int) -> None:
+def test_ctrl_c_in_the_middle_of_loops(ring: Backend, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever it hits: KeyboardInterrupt, no lost byte, and the next run works on the same sockets."""
     a, b = unix_pair(4608)
     socks: list[Sock] = []
     sent: list[int] = [0]
     got: list[int] = [0]
+    # CPython drops what is raised in a callback of the garbage collector's or of a weak reference's: Ctrl-C is pressed again.
+    dropped: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: dropped.append(unraisable.exc_type))
+    presses = 0
+
+    def press(after: float, ended: threading.Event) -> None:
+        nonlocal presses
+        while not ended.wait(after):
+            presses += 1
+            signal.raise_signal(signal.SIGINT)
+            after = 10
 
     async def wrap() -> None:
         socks.extend((trio.socket.from_stdlib_socket(a), trio.socket.from_stdlib_socket(b)))
@@ -988,25 +999,29 @@ def test_ctrl_c_in_the_middle_of_loops(ring: Backend, seed: int) -> None:
         while True:
             sent[0] += await socks[0].send(b"x" * 700)
 
-    async def main(after: float) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(sender)
-            timer = threading.Timer(after, signal.raise_signal, [signal.SIGINT])
-            timer.start()
-            while True:
-                got[0] += len(await socks[1].recv(500))
+    async def main(after: float, ended: threading.Event) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sender)
+                threading.Thread(target=press, args=(after, ended)).start()
+                while True:
+                    got[0] += len(await socks[1].recv(500))
+        finally:
+            ended.set()
 
     with a, b:
         run(ring, wrap)
         for turn in range(15):
             with pytest.raises(BaseException, match="Exceptions from Trio nursery") as caught:
-                run(ring, main, (turn * 7 + seed * 3) % 11 * 0.0007)
+                run(ring, main, (turn * 7 + seed * 3) % 11 * 0.0007, threading.Event())
             assert caught.group_contains(KeyboardInterrupt)
             # An interrupt between the answer and the addition may lose the count of one call, of ours, not bytes.
             left = len(empty(b))
             slack = sent[0] - got[0] - left
             assert -700 <= slack <= 500, slack
             got[0] = sent[0]
+    assert presses == 15 + len(dropped), "a KeyboardInterrupt was lost"
+    assert set(dropped) <= {KeyboardInterrupt}
 
 
 # ------------------------------------------------------------------ idle connections
@@ -1019,9 +1034,34 @@ def rss() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+class Mallinfo(ctypes.Structure):
+    """struct mallinfo2 of mallinfo(3) (glibc 2.33)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    )
+
+
+def held() -> int:
+    """Bytes that malloc has handed out in this process: its heap and its mappings."""
+    gc.collect()
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = Mallinfo
+    found = mallinfo()
+    return int(found.uordblks + found.hblkhd)
+
+
 def test_idle_connections_hold_no_receive_memory(ring: Backend) -> None:
-    """10,000 tasks in a receive of 64 KiB, each of which has received 16 KiB before."""
+    """10,000 tasks in a receive of 64 KiB, each of which has received 16 KiB before.
+
+    Held is what the allocator has handed out and not got back: next to nothing for each. What the process has of the machine's
+    memory is more: the pool, which is shared, and pages that are free and that the allocator cannot give back. Kernel 6.1
+    leaves many of these: it hands out the completions of all 10,000 at once, so most receives find no buffer and take memory
+    of their own. 6.18 hands out some twenty at a time, and their buffers are back before the next.
+    """
     total = 10_000
+    each = 16384
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < total + 1000:
         pytest.fail(f"needs {total + 1000} descriptors, the hard limit is {hard}")
@@ -1040,8 +1080,9 @@ def test_idle_connections_hold_no_receive_memory(ring: Backend) -> None:
                 for sock in socks:
                     nursery.start_soon(reader, sock)
                 await blocked()
+                before = held()
                 idle = rss()
-                data = b"x" * 16384
+                data = b"x" * each
                 # A few at a time, so that each is answered out of a provided buffer; then all of them at once.
                 for first in range(0, total, 200):
                     for raw in raws[first : first + 200]:
@@ -1050,9 +1091,10 @@ def test_idle_connections_hold_no_receive_memory(ring: Backend) -> None:
                 for raw in raws:
                     raw.send(data)
                 await blocked()
+                kept = held() - before
+                assert kept < total * 512, f"{kept:,} bytes for {total:,} connections"
                 grown = rss() - idle
-                # One provided buffer for each would be 160 MB at least. What there is is the pool's, which is shared.
-                assert grown < 60_000_000, f"{grown:,} bytes for {total:,} connections"
+                assert grown < total * each // 2, f"{grown:,} bytes for {total:,} connections"
                 nursery.cancel_scope.cancel()
         finally:
             for raw in raws:
