@@ -19,7 +19,7 @@ import types
 import warnings
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import anyio.streams.file
@@ -417,7 +417,9 @@ def test_a_file_goes_from_run_to_run_and_from_backend_to_backend(file: Path, how
             lines.append(b"")
 
     lines: list[bytes] = []
-    for then in (["uring", "epoll", "uring"], ["epoll", "uring", "asyncio"], ["uring", "asyncio", "uring"]):
+    orders: tuple[tuple[Literal["uring", "epoll", "asyncio"], ...], ...]
+    orders = ("uring", "epoll", "uring"), ("epoll", "uring", "asyncio"), ("uring", "asyncio", "uring")
+    for then in orders:
         reset(file)
         lines.clear()
         f: Any = None

@@ -936,7 +936,7 @@ EXAMPLES = os.environ.get("TRIO_URING_EXAMPLES")
 )
 @given(program=steps)
 def test_a_program_sees_what_it_sees_on_epoll(size: str, program: list[Step]) -> None:
-    backend = "uring" if size == "default" else UringBackend(sq_entries=2, cq_entries=4)
+    backend: Backend = "uring" if size == "default" else UringBackend(sq_entries=2, cq_entries=4)
     assert run(backend, observe, program) == run("epoll", observe, program)
 
 

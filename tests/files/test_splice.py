@@ -8,31 +8,22 @@ import os
 import random
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import anyio.abc
 import anyio.streams.tls
 import pytest
 import trio
-from conftest import Backend
+from tools import Backend, blocked, run
 
 import trio_uring
 from trio_uring._manager import UringIOManager
 from trio_uring._operation import GLOBAL_RUN_CONTEXT
 
-T = TypeVar("T")
 CONTENT = random.Random(9).randbytes(3_000_001)
-
-
-def run(backend: Backend, main: Callable[..., Awaitable[T]], *args: Any) -> T:
-    return trio_uring.run(main, *args, io_backend=backend)
-
-
-async def blocked() -> None:
-    await trio.testing.wait_all_tasks_blocked()
 
 
 def nothing_in_flight() -> bool:

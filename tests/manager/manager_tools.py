@@ -24,10 +24,12 @@ import outcome
 import pytest
 import trio
 import trio.testing
-from conftest import Backend as Backend
+from tools import Backend as Backend
+from tools import blocked as blocked
+from tools import manager as manager
+from tools import run as run
 
 import trio_uring
-from trio_uring._manager import UringIOManager
 from trio_uring._ring import OP_READ, ffi
 
 T = TypeVar("T")
@@ -37,23 +39,6 @@ PATIENCE = 60
 WHERE_THE_STREAM_IS = 2**64 - 1  # the offset -1 of io_uring_enter(2)
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def run(backend: Backend, main: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
-    """`trio.run` on a backend."""
-    return trio_uring.run(main, *args, io_backend=backend, **options)
-
-
-def manager() -> UringIOManager:
-    """The I/O manager of the run that the caller is in."""
-    found = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager
-    assert isinstance(found, UringIOManager)
-    return found
-
-
-async def blocked(cushion: float = 0.0) -> None:
-    """Return when every other task has been blocked for `cushion` seconds."""
-    await trio.testing.wait_all_tasks_blocked(cushion)
 
 
 async def read(fd: int, memory: Any, length: int, keep: object = None) -> int:

@@ -6,48 +6,27 @@ Knows Trio, the public interface and the manager's books; knows nothing of the s
 from __future__ import annotations
 
 import contextlib
-import gc
 import select
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
-import hypothesis  # noqa: F401, for the first run below
 import trio
 import trio.testing
+from tools import Backend as Backend
+from tools import blocked as blocked
+from tools import freeze_imported
+from tools import manager as manager
+from tools import run as run
 
-import trio_uring
-from trio_uring._manager import UringIOManager
-
-# Every test here collects the garbage to see what it left open; what is imported by now takes no part in that. Before that
-# comes a run, in which hypothesis looks for the holder of Trio's random numbers: it would not find one that is frozen.
-trio.run(trio.lowlevel.checkpoint)
-gc.freeze()
+freeze_imported()
 
 T = TypeVar("T")
-Backend: TypeAlias = "str | trio_uring.UringBackend"
-
-
-def run(backend: Backend, main: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
-    """`trio.run` on a backend."""
-    return trio_uring.run(main, *args, io_backend=backend, **options)  # type: ignore[arg-type]
-
-
-def manager() -> UringIOManager:
-    """The I/O manager of the run that the caller is in."""
-    found = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager
-    assert isinstance(found, UringIOManager)
-    return found
 
 
 def in_flight() -> int:
     """Entries that the kernel has not ended yet."""
     return manager().statistics().operations_in_flight
-
-
-async def blocked() -> None:
-    """Return when every other task is blocked."""
-    await trio.testing.wait_all_tasks_blocked()
 
 
 def tcp_pair(buffer: int | None = None) -> tuple[socket.socket, socket.socket]:

@@ -1,0 +1,48 @@
+"""What the tests of every room share: a run on a backend, and a look at it from inside.
+
+Knows Trio, the public interface and the manager; knows nothing of what is tested.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import trio
+import trio.testing
+from conftest import Backend as Backend
+
+import trio_uring
+from trio_uring._manager import UringIOManager
+
+T = TypeVar("T")
+
+
+def run(backend: Backend, main: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
+    """`trio.run` on a backend."""
+    return trio_uring.run(main, *args, io_backend=backend, **options)
+
+
+def manager() -> UringIOManager:
+    """The I/O manager of the run that the caller is in."""
+    found = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager
+    assert isinstance(found, UringIOManager)
+    return found
+
+
+async def blocked(cushion: float = 0.0) -> None:
+    """Return when every other task has been blocked for `cushion` seconds."""
+    await trio.testing.wait_all_tasks_blocked(cushion)
+
+
+def freeze_imported() -> None:
+    """For modules whose tests collect the garbage to see what they left open: what is imported by now takes no part in that.
+
+    Before that comes a run, in which hypothesis looks for the holder of Trio's random numbers: it would not find one that is
+    frozen.
+    """
+    import hypothesis  # noqa: F401
+
+    trio.run(trio.lowlevel.checkpoint)
+    gc.freeze()
