@@ -557,56 +557,46 @@ OPERATION_SEAMS: Final = (
 
 ANYIO_MODULES: Final = ("anyio._core._fileio", "anyio.streams.file")
 
+
+def _anyio_files(module: str, *rows: tuple[str, str, Callable[[Any], Iterator[str]], str]) -> tuple[Seam, ...]:
+    return tuple(
+        Seam(modules=(module,), name=name, why=why, check=check, replacement=_from("_anyio_files", replacement))
+        for name, replacement, check, why in rows
+    )
+
+
 # Of AnyIO: rows that only make sense together stand together, and are of one module.
 ANYIO_SEAMS: Final = (
-    tuple(
-        Seam(
-            modules=("anyio._core._fileio",),
-            name=name,
-            why=why,
-            check=check,
-            replacement=_from("_anyio_files", replacement),
-        )
-        for name, replacement, check, why in (
-            (
-                "to_thread",
-                "to_thread",
-                _check_threads("_fp", ("AsyncFile",), ("__init__", "__getattr__", "wrapped")),
-                "all that AsyncFile, open_file and Path.open do",
-            ),
-            ("AsyncFile.__init__", "file_init", _check_uses("_fp"), "keeps what serves the file"),
-            ("AsyncFile.__getattr__", "file_getattr", _check_uses("_fp"), "hands the file over"),
-            ("AsyncFile.wrapped", "file_wrapped", _check_uses("_fp"), "hands the file over"),
-            ("AsyncFile.__aiter__", "file_aiter", _check_uses("readline"), "lines that are at hand, without a call"),
-        )
+    _anyio_files(
+        "anyio._core._fileio",
+        (
+            "to_thread",
+            "to_thread",
+            _check_threads("_fp", ("AsyncFile",), ("__init__", "__getattr__", "wrapped")),
+            "all that AsyncFile, open_file and Path.open do",
+        ),
+        ("AsyncFile.__init__", "file_init", _check_uses("_fp"), "keeps what serves the file"),
+        ("AsyncFile.__getattr__", "file_getattr", _check_uses("_fp"), "hands the file over"),
+        ("AsyncFile.wrapped", "file_wrapped", _check_uses("_fp"), "hands the file over"),
+        ("AsyncFile.__aiter__", "file_aiter", _check_uses("readline"), "lines that are at hand, without a call"),
     ),
-    tuple(
-        Seam(
-            modules=("anyio.streams.file",),
-            name=name,
-            why=why,
-            check=check,
-            replacement=_from("_anyio_files", replacement),
-        )
-        for name, replacement, check, why in (
-            (
-                "to_thread",
-                "to_thread",
-                _check_threads(
-                    "_file",
-                    ("FileReadStream", "FileWriteStream", "_BaseFileStream"),
-                    ("__init__", "extra_attributes"),
-                ),
-                "all that file streams do",
+    _anyio_files(
+        "anyio.streams.file",
+        (
+            "to_thread",
+            "to_thread",
+            _check_threads(
+                "_file", ("FileReadStream", "FileWriteStream", "_BaseFileStream"), ("__init__", "extra_attributes")
             ),
-            ("_BaseFileStream.__init__", "stream_init", _check_uses("_file"), "keeps what serves the file"),
-            (
-                "_BaseFileStream.extra_attributes",
-                "stream_attributes",
-                _check_uses("FileStreamAttribute", "_file"),
-                "hands the file over",
-            ),
-        )
+            "all that file streams do",
+        ),
+        ("_BaseFileStream.__init__", "stream_init", _check_uses("_file"), "keeps what serves the file"),
+        (
+            "_BaseFileStream.extra_attributes",
+            "stream_attributes",
+            _check_uses("FileStreamAttribute", "_file"),
+            "hands the file over",
+        ),
     ),
     *(
         (
