@@ -9,7 +9,7 @@ ACCEPTANCE ?= ../shared/acceptance
 SOURCES := pyproject.toml $(wildcard ffi/*) $(wildcard trio_uring/*.py trio_uring/cancellation/*.py trio_uring/startup/*) README.md
 DEBIAN := gcc:gcc libc6-dev:/usr/include/stdlib.h pkg-config:pkg-config liburing-dev:/usr/include/liburing.h strace:strace python3-venv:@venv python3-dev:@headers
 
-.PHONY: demo test lint acceptance cancellation versions suites pythons wheel faults sanitizers valgrind soak kernels bench clean packages
+.PHONY: demo test lint acceptance cancellation versions suites pythons wheel faults fuzz sanitizers valgrind soak kernels bench clean packages
 
 demo: $(VENV)/installed
 	@$(BIN)/pip install -q "hypercorn[trio]>=0.17" "starlette>=0.40"
@@ -58,9 +58,17 @@ cancellation: $(VENV)/installed
 wheel: packages
 	PYTHON=$(PYTHON) tests/wheel.sh
 
-# Every call of the shim fails, in every way in which it may (docs/faults.md); `make test` tries a sample.
+# Every call of the shim fails, in every way in which it may (docs/faults.md); `make test` tries a sample. And io_uring is
+# forbidden to the whole machine for a moment.
 faults: $(VENV)/installed
+	TRIO_URING_TEST_SYSCTL=1 $(BIN)/pytest -q tests/environment/test_refusals.py -k sysctl
 	TRIO_URING_FAULT_STRIDE=1 TRIO_URING_FAULT_SECONDS=3600 TRIO_URING_TEST_SECONDS=3600 $(BIN)/pytest -q -n 2 tests/faults/test_sweep.py
+
+# The ring layer under a coverage-guided fuzzer, from tests/faults/corpus on; `make test` replays that.
+FUZZ_SECONDS ?= 1200
+
+fuzz: $(VENV)/installed
+	FUZZ_SECONDS=$(FUZZ_SECONDS) PYTHON=$(BIN)/python tests/fuzz.sh
 
 # The shim under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitizers: $(VENV)/installed

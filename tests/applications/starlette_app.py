@@ -84,6 +84,13 @@ async def echo(socket: WebSocket) -> None:
         pass
 
 
+async def version(socket: WebSocket) -> None:
+    """Says over which version of HTTP it runs."""
+    await socket.accept()
+    await socket.send_text(socket.scope["http_version"])
+    await socket.receive()
+
+
 app = Starlette(
     routes=[
         Route("/backend", backend),
@@ -94,6 +101,7 @@ app = Starlette(
         Route("/store/{name}", store, methods=["PUT"]),
         Route("/hold", hold),
         WebSocketRoute("/echo", echo),
+        WebSocketRoute("/version", version),
         Mount("/static", StaticFiles(directory=str(SITE))),
     ]
 )

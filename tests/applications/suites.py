@@ -74,6 +74,11 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.Complet
     )
 
 
+def step(text: str) -> None:
+    """Says what goes on, to standard error; the results alone are standard output."""
+    print(f"… {text}", file=sys.stderr, flush=True)
+
+
 def check(done: subprocess.CompletedProcess[str]) -> None:
     """Ends the script with what was printed, if the command failed."""
     if done.returncode:
@@ -122,6 +127,7 @@ def hold(project: str, suite: Suite, wheel: Path, directory: Path) -> bool:
     pip = (sys.executable, "-m", "pip", "--python", directory / "venv" / "bin" / "python")
     check(run(sys.executable, "-m", "venv", directory / "venv", cwd=directory))
     release = f"{project}=={suite.version}"
+    step(f"{release}: an environment of its own")
     check(run(*pip, "install", "-q", release, wheel, "pytest", "pytest-trio", *suite.needs, cwd=directory))
     check(run(*pip, "download", "-q", "--no-deps", "--no-binary", project, release, cwd=directory))
     (archive,) = directory.glob("*.tar.gz")
@@ -129,7 +135,9 @@ def hold(project: str, suite: Suite, wheel: Path, directory: Path) -> bool:
         packed.extractall(directory, filter="data")
     source = directory / archive.name.removesuffix(".tar.gz")
     python = directory / "venv" / "bin" / "python"
+    step(f"{release}: its tests on epoll")
     epoll, epoll_failed, said = play(python, source, suite)
+    step(f"{release}: {len(epoll)} passed; its tests on the ring")
     ring, ring_failed, output = play(python, source, suite, "-p", "no_epoll", "--trio-io-backend=uring")
     worse = (ring_failed - epoll_failed) | (epoll - ring - ring_failed)
     good = bool(ring) and not worse

@@ -199,7 +199,7 @@ async def test_threads_and_limits() -> None:
     running = 0
     most = 0
     lock = threading.Lock()
-    together = threading.Barrier(2, timeout=60)
+    together = threading.Barrier(2, timeout=200)
 
     def work() -> bool:
         nonlocal running, most

@@ -28,20 +28,24 @@ import trio_uring
 
 pytest_plugins = ["serving_fixtures"]
 
-# One process each, but for "workers"; "smallest" has queues so small that everything fills them.
+# One worker each, but for "workers"; "smallest" has queues so small that everything fills them.
 KINDS = ("command", "smallest", "workers")
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def server(request: pytest.FixtureRequest, site: Path, certificates: Certificates) -> Iterator[Server]:
-    """Starlette under Hypercorn: in plain text, by the command and by the variable; and with four workers and TLS."""
-    if request.param == "workers":
-        tls = {"--certfile": str(certificates.chain), "--keyfile": str(certificates.key)}
-        with hypercorn("variable", "starlette_app:app", site, workers=4, tls=tls) as server:
+    """Starlette under Hypercorn: one worker in plain text; one with TLS, by the variable; four with TLS, by the command."""
+    tls = {"--certfile": str(certificates.chain), "--keyfile": str(certificates.key)}
+    app = "starlette_app:app"
+    if request.param == "command":
+        with hypercorn("command", app, site, workers=1) as server:
+            yield server
+    elif request.param == "smallest":
+        options = "sq_entries=2,cq_entries=4"
+        with hypercorn("variable", app, site, workers=1, tls=tls, TRIO_URING_OPTIONS=options) as server:
             yield server
     else:
-        way, options = ("command", "") if request.param == "command" else ("variable", "sq_entries=2,cq_entries=4")
-        with hypercorn(way, "starlette_app:app", site, workers=1, TRIO_URING_OPTIONS=options) as server:
+        with hypercorn("command", app, site, workers=4, tls=tls) as server:
             yield server
 
 
@@ -173,18 +177,20 @@ def test_many_streams_of_one_http2_connection(server: Server, certificates: Cert
 
 def test_load(server: Server) -> None:
     """By wrk, which checks no certificate: nothing but 200 and whole answers."""
-    done = subprocess.run(
-        ["wrk", "-t1", "-c16", "-d1s", "--timeout", "30s", server.url("/static/small")],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Non-2xx" not in done.stdout
-    assert "Socket errors" not in done.stdout
-    found = re.search(r"(\d+) requests in", done.stdout)
-    assert found is not None
-    assert int(found[1]) > 16
+    answered = 0
+    while answered <= 16:  # at once, where the machine has time
+        done = subprocess.run(
+            ["wrk", "-t1", "-c16", "-d1s", "--timeout", f"{SECONDS:.0f}s", server.url("/static/small")],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Non-2xx" not in done.stdout
+        assert "Socket errors" not in done.stdout
+        found = re.search(r"(\d+) requests in", done.stdout)
+        assert found is not None
+        answered += int(found[1])
 
 
 def test_clients_that_go_away(server: Server, certificates: Certificates) -> None:

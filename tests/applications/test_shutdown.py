@@ -9,22 +9,24 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hosting import PROGRAMS, SECONDS, WAYS, command_line, hypercorn, is_on_the_ring
+from hosting import PROGRAMS, SECONDS, WAYS, command_line, hypercorn, is_on_the_ring, until
 
 pytest_plugins = ["serving_fixtures"]
+
+IO_URING_ENTER = "426"  # on every architecture
 
 
 @pytest.mark.parametrize(
     ("way", "workers", "number"),
     [
-        ("command", 0, signal.SIGINT),
+        ("command", 4, signal.SIGINT),
         ("command", 1, signal.SIGTERM),
         ("variable", 4, signal.SIGTERM),
         ("variable", 1, signal.SIGINT),
     ],
 )
 def test_hypercorn_finishes_what_it_serves(way: str, workers: int, number: signal.Signals, site: Path) -> None:
-    with hypercorn(way, "starlette_app:app", site, workers=workers) as server:
+    with hypercorn(way, "starlette_app:app", site, workers=workers, grace=600) as server:
         idle = http.client.HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)
         idle.request("GET", "/backend")
         assert b'"uring"' in idle.getresponse().read()
@@ -44,9 +46,27 @@ def test_hypercorn_finishes_what_it_serves(way: str, workers: int, number: signa
             assert answer.read() == b"ended\n"
         finally:
             (site / "release").unlink()
-        assert server.process.wait(SECONDS) == 0
         held.close()
+        assert server.process.wait(SECONDS) == 0
         idle.close()
+        assert "Traceback" not in server.errors.read_text()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ctrl_c_to_hypercorn_without_workers(way: str, site: Path) -> None:
+    """KeyboardInterrupt goes to its main task if it comes while all sleep; else it may end any request, on epoll as well."""
+    with hypercorn(way, "starlette_app:app", site, workers=0, grace=600) as server:
+        idle = http.client.HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)
+        idle.request("GET", "/backend")
+        assert b'"uring"' in idle.getresponse().read()
+        is_on_the_ring(server.process.pid)
+        system_call = Path(f"/proc/{server.process.pid}/syscall")
+        until(lambda: system_call.read_text().split()[0] == IO_URING_ENTER, "the server does not fall asleep")
+        server.process.send_signal(signal.SIGINT)
+        assert isinstance(idle.sock, socket.socket)
+        assert idle.sock.recv(1) == b""
+        idle.close()
+        assert server.process.wait(SECONDS) == 0
         assert "Traceback" not in server.errors.read_text()
 
 
