@@ -26,7 +26,7 @@ Scenario: TypeAlias = Callable[[], None]
 
 SMALL = UringBackend(sq_entries=2, cq_entries=4)
 MESSAGE = bytes(range(256)) * 300  # more than one provided buffer
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 async def _read(fd: int, memory: Any, size: int) -> int:

@@ -51,7 +51,7 @@ HARD = ("ENOMEM", "EPERM", "EBADR")  # those that may go on for ever
 # Faults that no program may notice: the kernel may do all this on a good day.
 HARMLESS = {"SHORT": (0, 1), "LATE": (0, 3), "NO_ROOM": (0,)}
 HARMLESS_ERRNOS = {("ENTER", "EINTR"), ("ENTER", "EAGAIN"), ("ENTER", "EBUSY"), ("READ", "EAGAIN"), ("WRITE", "EAGAIN")}
-PATIENCE = 30  # seconds; nothing waits for them to expire
+PATIENCE = 100  # seconds; nothing but a hang waits for them to expire
 
 
 class Fault(NamedTuple):

@@ -15,7 +15,7 @@ from pathlib import Path
 import shim_variants
 
 HERE = Path(__file__).parent
-PATIENCE = float(os.environ.get("TRIO_URING_FAULT_SECONDS", "110"))  # after which a program is taken to hang
+PATIENCE = float(os.environ.get("TRIO_URING_FAULT_SECONDS", "500"))  # after which a program is taken to hang
 
 
 @functools.cache

@@ -1,8 +1,9 @@
-"""Builds variants of the shim for tests: one that fails on demand (inject.h), one under the sanitizers, or both at once.
+"""Builds variants of the shim for tests: one that fails on demand (inject.h), one under the sanitizers, one that tells which
+ways through it were taken (coverage.h), or all at once.
 
 A variant is a directory that holds the whole package with another shim. Put first on PYTHONPATH, it is what a program
 imports. Knows ffi/build.py and the compiler; knows nothing of what is tested. As a program: `python shim_variants.py
-[--faults] [--sanitize]` builds and prints the directory.
+[--faults] [--sanitize] [--coverage]` builds and prints the directory.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 BUILDS = ROOT / "build" / "variants"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"]
+COVERAGE = ["-fsanitize-coverage=trace-pc"]
 
 
-def build(*, faults: bool = False, sanitize: bool = False) -> Path:
+def build(*, faults: bool = False, sanitize: bool = False, coverage: bool = False) -> Path:
     """Answers the directory of a variant, made afresh if anything that it is made of has changed."""
     parts = sorted([*(ROOT / "ffi").glob("*.[ch]"), *HERE.glob("*.h"), ROOT / "ffi" / "build.py", Path(__file__)])
-    digest = hashlib.sha256(repr((faults, sanitize, sys.version_info[:2])).encode())
+    digest = hashlib.sha256(repr((faults, sanitize, coverage, sys.version_info[:2])).encode())
     for part in parts:
         digest.update(part.read_bytes())
     made = BUILDS / digest.hexdigest()[:16]
@@ -40,7 +42,7 @@ def build(*, faults: bool = False, sanitize: bool = False) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one of the workers of pytest-xdist builds, the others wait
         if not made.exists():
             with tempfile.TemporaryDirectory(dir=BUILDS) as scratch:
-                _compile(Path(scratch), faults, sanitize)
+                _compile(Path(scratch), faults, sanitize, coverage)
                 package = Path(scratch, "trio_uring")
                 shutil.move(str(package), str(BUILDS / f"{made.name}.new"))
             made.mkdir()
@@ -49,7 +51,7 @@ def build(*, faults: bool = False, sanitize: bool = False) -> Path:
     return made
 
 
-def _compile(scratch: Path, faults: bool, sanitize: bool) -> None:
+def _compile(scratch: Path, faults: bool, sanitize: bool, coverage: bool) -> None:
     shipped = runpy.run_path(str(ROOT / "ffi" / "build.py"))
     extension = Extension("trio_uring._ffi", [])
     shipped["configure"](extension)
@@ -58,6 +60,9 @@ def _compile(scratch: Path, faults: bool, sanitize: bool) -> None:
     if faults:
         declarations += (HERE / "inject_api.h").read_text()
         source = '#include "inject.h"\n' + source
+    if coverage:
+        declarations += "static unsigned char tf_edges[...];"
+        source += '#include "coverage.h"\n'
     builder = FFI()
     builder.cdef(declarations)
     builder.set_source(extension.name, source, py_limited_api=True)
@@ -74,6 +79,7 @@ def _compile(scratch: Path, faults: bool, sanitize: bool) -> None:
             *(f"-I{path}" for path in includes),
             *(f"-D{name}={value}" for name, value in extension.define_macros),
             *(SANITIZERS if sanitize else []),
+            *(COVERAGE if coverage else []),
             str(scratch / "binding.c"),
             *extension.extra_objects,
             *(f"-L{path}" for path in extension.library_dirs),
@@ -100,5 +106,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", action="store_true")
     parser.add_argument("--sanitize", action="store_true")
+    parser.add_argument("--coverage", action="store_true")
     arguments = parser.parse_args()
-    print(build(faults=arguments.faults, sanitize=arguments.sanitize))
+    print(build(faults=arguments.faults, sanitize=arguments.sanitize, coverage=arguments.coverage))

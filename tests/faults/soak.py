@@ -266,6 +266,7 @@ def memory() -> int:
 
 def phase(seconds: float, seed: int) -> Load:
     """One run."""
+    print(f"soak: {seconds:.0f} s of full load, seed {seed}", file=sys.stderr, flush=True)
     load = Load(seconds, seed)
     with storm():
         trio_uring.run(load.main, io_backend=trio_uring.UringBackend(sq_entries=16, cq_entries=32))

@@ -14,7 +14,7 @@ import textwrap
 
 import pytest
 
-PATIENCE = 60
+PATIENCE = 200
 
 # A run with everything in flight: receives (provided buffers and the caller's), an accept, polls, reads of pipes, and a peer
 # that `busy` may write to at any moment.
@@ -191,7 +191,7 @@ def test_an_abandoned_guest_run_whose_worker_sleeps() -> None:
 
         trio_uring.start_guest_run(main, run_sync_soon_threadsafe=todo.put, done_callback=print, io_backend="uring")
         while not begun:
-            todo.get(timeout=30)()
+            todo.get(timeout=200)()
         try:
             while True:
                 todo.get(timeout=0.3)()
