@@ -15,10 +15,14 @@ import pytest
 import trio
 
 import trio_uring
-from trio_uring import UringBackend, _messages, _positional, _sockets
+from trio_uring import UringBackend, _batches, _messages, _positional, _sockets, testing
 from trio_uring._manager import BUFFER_GROUP, UringIOManager
 from trio_uring._ring import IOSQE_BUFFER_SELECT, OP_RECV, OP_SEND, ffi
 from trio_uring.testing import Pending, SimulatedRing
+
+# A batch of reads, which is one entry to whoever waits for it, with one user_data, one completion and one cancel. That its
+# reads may end one by one is the shim's affair (tests/ring/test_batch.py); here a cancelled one has done the first half of them.
+OP_BATCH = 1000
 
 
 class HeldRing(SimulatedRing):
@@ -27,6 +31,7 @@ class HeldRing(SimulatedRing):
     def __init__(self, sq_entries: int, cq_entries: int | None) -> None:
         self.holding = False
         super().__init__(sq_entries, cq_entries, seed=None, manual=True, poison=True)
+        self.batches: dict[int, tuple[list[tuple[int, int, int]], Any]] = {}
         self._r = self  # what the shim's functions take in place of a pointer
         self.address = id(self)
 
@@ -53,7 +58,28 @@ class HeldRing(SimulatedRing):
         """The cancel comes first: what is held and cancelled ends by it, with one of the results that say so (F15)."""
         for pending in self.held():
             if pending.cancelled:
+                if pending.opcode == OP_BATCH:
+                    reads, results = self.batches[pending.user_data]
+                    self.read(pending.fd, reads[: len(reads) // 2], results)
                 self.complete(pending.user_data, result)
+
+    def batch(self, fd: int, reads: list[tuple[int, int, int]], results: Any, user_data: int) -> None:
+        """Queue a batch: (offset, length, address) of each read."""
+        self.batches[user_data] = reads, results
+        self.queue(OP_BATCH, user_data, fd)
+
+    @staticmethod
+    def read(fd: int, reads: list[tuple[int, int, int]], results: Any) -> int:
+        """Do some reads, of which each is as long as it was asked to be."""
+        for number, (offset, length, address) in enumerate(reads):
+            results[number] = testing._call("pread", fd, address, length, offset)
+            assert results[number] == length
+        return len(reads)
+
+    def _perform(self, entry: Any) -> tuple[int, int]:
+        if entry.opcode == OP_BATCH:
+            return self.read(entry.file, *self.batches[entry.user_data]), 0
+        return super()._perform(entry)
 
     def close(self, timeout: float = 0.0, keep: object = None) -> list[int]:
         self.holding = False
@@ -89,6 +115,22 @@ def _reached_through(rings: dict[int, HeldRing]) -> Iterator[tuple[ModuleType, s
         rings[ring].queue(opcode, user_data, fd, _pointer(memory), length, offset)
         return 0
 
+    def batch_read(
+        ring: HeldRing,
+        fd: int,
+        offsets: Any,
+        lengths: Any,
+        addresses: Any,
+        skip: int,
+        results: Any,
+        count: int,
+        *window: Any,
+    ) -> int:
+        *_, user_data = window
+        ring.batch(fd, [(offsets[i], lengths[i], addresses[i] + skip) for i in range(count)], results, user_data)
+        return 0
+
+    yield _batches, "tu_batch_read", batch_read
     yield _positional, "tu_rw", rw
     yield _positional, "tu_read", lambda *_: 1  # not this way: then it is tu_rw
     yield _sockets, "tu_recv", recv
@@ -116,6 +158,7 @@ def held_runs() -> Iterator[list[HeldRing]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trio._core._run, "TheIOManager", lambda: UringIOManager(UringBackend(), make_ring))
+        patch.setitem(testing._OPERATIONS, OP_BATCH, testing._Operation(lambda entry: -errno.EINVAL))
         for module, name, function in _reached_through(by_address):
             patch.setattr(module, name, function)
         yield rings

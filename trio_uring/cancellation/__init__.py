@@ -72,10 +72,40 @@ def pytest_configure(config: pytest.Config) -> None:
         config.args[:] = [str(Path(__file__).with_name("suite.py"))]
 
 
+def keep_what_applies(
+    config: pytest.Config, items: list[pytest.Item], on_a_ring: Callable[[pytest.Item], bool]
+) -> None:
+    """Deselect rows that are for rings alone, where the backend of an item is none."""
+
+    def applies(item: pytest.Item) -> bool:
+        callspec = getattr(item, "callspec", None)
+        operation = callspec.params.get("operation") if callspec is not None else None
+        return not isinstance(operation, Operation) or not operation.ring or on_a_ring(item)
+
+    left_out = [item for item in items if not applies(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Rows that are for rings alone are for backends whose statistics say that they are the ring."""
+
+    async def name() -> object:
+        return getattr(trio.lowlevel.current_statistics().io_statistics, "backend", None)
+
+    on_a_ring = _backend(config).run(name) == "uring"
+    keep_what_applies(config, items, lambda _: on_a_ring)
+
+
 @pytest.fixture(scope="session")
 def cancellation_backend(request: pytest.FixtureRequest) -> Backend:
     """The backend that is held to the suite."""
-    named = request.config.getoption("--cancellation-backend", None)
+    return _backend(request.config)
+
+
+def _backend(config: pytest.Config) -> Backend:
+    named = config.getoption("--cancellation-backend", None)
     if named is None:
         return Backend(trio.run, trio.lowlevel.start_guest_run)
     module, _, name = str(named).partition(":")

@@ -139,6 +139,7 @@ class Operation:
       completes: whether `Subject.complete` is of any avail; where not, only endings are tried.
       closable: whether there is a resource to close under the call.
       threadsafe: whether `Subject.complete` may be called from another thread.
+      ring: whether it is for rings alone: elsewhere it is a thread's, and waits for ever.
       unfinished: how it may end where it was never let complete.
       racing: how it may end where completion and cancel meet.
       resuming: how it may end where the cancel comes as the task is about to run, the completion having been delivered.
@@ -150,6 +151,7 @@ class Operation:
     completes: bool = True
     closable: bool = True
     threadsafe: bool = True
+    ring: bool = False
     unfinished: frozenset[str] = frozenset({CANCELLED})
     racing: frozenset[str] = frozenset({RETURNED, CANCELLED})
     resuming: frozenset[str] = frozenset({RETURNED})
@@ -177,6 +179,8 @@ class Prepared(Subject):
 
 
 EITHER: Final = frozenset({RETURNED, CANCELLED})
+
+GONE: Final = object()
 
 
 def payload(size: int) -> bytearray:
@@ -628,15 +632,16 @@ class Wake(Subject):
 class OnFile(Prepared):
     """A call on a file of its own with `CONTENT` in it; it is never blocked, and what it did shows in the file."""
 
-    CONTENT: Final = b"0123456789abcdef" * 8
+    CONTENT = b"0123456789abcdef" * 8
     MODE: str | None = "r+b"
+    BUFFERING = 0
 
     async def prepare(self) -> None:
         self.completed = True
         self.directory = Path(tempfile.mkdtemp(prefix="cancellation-"))
         self.path = self.directory / "file"
         self.path.write_bytes(self.CONTENT)
-        self.file: Any = None if self.MODE is None else await trio.open_file(self.path, self.MODE, buffering=0)
+        self.file: Any = None if self.MODE is None else await trio.open_file(self.path, self.MODE, self.BUFFERING)
 
     async def clear(self) -> None:
         if self.file is not None:
@@ -695,14 +700,85 @@ class FileReadInto(OnFile):
         assert await self.file.tell() == len(self.received)
 
 
-class PathCall(OnFile):
-    """A call on the path alone.
+class Reading(OnFile):
+    """A read ahead of which a buffer is filled: what the call did not return is what the next read returns.
 
     Args:
       how: the call.
+      mode: of `open`.
+    """
+
+    CONTENT = b"a line of the file\nanother\n" * 5
+    BUFFERING = -1
+
+    def __init__(self, books: Books, how: Callable[[Any], Awaitable[Any]], mode: str) -> None:
+        super().__init__(books)
+        self.how = how
+        self.MODE = mode
+
+    async def call(self) -> Any:
+        return await self.how(self.file)
+
+    async def check(self, ended: Ended) -> None:
+        rest = await self.file.read()
+        whole = ended.value + rest if ended.kind == RETURNED else rest
+        assert (whole.encode() if isinstance(whole, str) else whole) == self.CONTENT
+
+
+class Flushing(OnFile):
+    """A call that writes out what was written and held back: it is in the file when the call returns, and in the end it is there
+    once.
+
+    Args:
+      how: the call.
+      closes: whether that also closes the file, which then happens whoever cancels it.
+    """
+
+    BUFFERING = -1
+
+    def __init__(self, books: Books, how: Callable[[Any], Awaitable[Any]], closes: bool = False) -> None:
+        super().__init__(books)
+        self.how = how
+        self.closes = closes
+        self.payload = bytes(payload(40))
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        await self.file.write(self.payload)
+
+    async def call(self) -> Any:
+        await self.how(self.file)
+
+    async def check(self, ended: Ended) -> None:
+        written = self.payload + self.CONTENT[len(self.payload) :]
+        done = ended.kind == RETURNED
+        if self.closes:
+            # Trio's shield around a close is none against a KeyboardInterrupt that is there before.
+            done = self.file.closed
+            assert done or ended.value is KeyboardInterrupt
+        assert self.path.read_bytes() == (written if done else self.CONTENT)
+        await self.file.aclose()
+        assert self.path.read_bytes() == written
+
+
+class Truncate(OnFile):
+    """truncate: the file has the new size, or the old one."""
+
+    async def call(self) -> Any:
+        return await self.file.truncate(16)
+
+    async def check(self, ended: Ended) -> None:
+        assert self.path.read_bytes() == self.CONTENT[: 16 if ended.kind == RETURNED else None]
+
+
+class PathCall(OnFile):
+    """A call on paths: a directory of its own has "file", which holds `CONTENT`, and an empty "directory".
+
+    Args:
+      how: the call, given the path of the file.
       result: what it returns.
-      returned: what the file holds after it returned, None for no file; after anything else it is as it was.
-      interrupted: what it may hold besides after KeyboardInterrupt.
+      returned: what changes in the directory when it returns, by name: what a file holds, where a link goes (a str), None for a
+        directory, GONE. After anything else nothing has changed.
     """
 
     MODE = None
@@ -711,27 +787,33 @@ class PathCall(OnFile):
         self,
         books: Books,
         how: Callable[[trio.Path], Awaitable[Any]],
-        result: Callable[[Any], object],
-        returned: bytes | None = OnFile.CONTENT,
-        interrupted: tuple[bytes, ...] = (),
+        result: Callable[[Any], object] = lambda result: result is None,
+        returned: dict[str, object] | None = None,
     ) -> None:
         super().__init__(books)
         self.how = how
         self.result = result
-        self.returned = returned
-        self.interrupted = interrupted
+        self.returned = returned or {}
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        self.path.with_name("directory").mkdir()
 
     async def call(self) -> Any:
         return await self.how(trio.Path(self.path))
 
     async def check(self, ended: Ended) -> None:
-        found = self.path.read_bytes() if self.path.exists() else None
+        expected: dict[str, object] = {"file": self.CONTENT, "directory": None}
         if ended.kind == RETURNED:
             assert self.result(ended.value)
-            assert found == self.returned
-        else:
-            besides = self.interrupted if ended.value is KeyboardInterrupt else ()
-            assert found in (self.CONTENT, *besides), f"the file holds {found!r}, and the call did not return"
+            expected = {name: what for name, what in (expected | self.returned).items() if what is not GONE}
+        found = {
+            str(path.relative_to(self.directory)): (
+                os.readlink(path) if path.is_symlink() else None if path.is_dir() else path.read_bytes()
+            )
+            for path in self.directory.rglob("*")
+        }
+        assert found == expected
 
 
 class OpenFile(OnFile):
@@ -746,27 +828,65 @@ class OpenFile(OnFile):
         assert (self.file is not None) == (ended.kind == RETURNED)
 
 
+class OpenFifo(OnFile):
+    """trio.open_file of a FIFO, which opens when somebody writes to it: after anything else nobody reads it."""
+
+    MODE = None
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        self.completed = False
+        self.writer = -1
+        self.fifo = self.directory / "fifo"
+        os.mkfifo(self.fifo)
+
+    async def call(self) -> Any:
+        self.file = await trio.open_file(self.fifo, "rb", buffering=0)
+
+    def make_ready(self) -> None:
+        self.writer = os.open(self.fifo, os.O_RDWR | os.O_CLOEXEC)  # the one way that waits for nobody
+
+    async def check(self, ended: Ended) -> None:
+        await super(OnFile, self).check(ended)
+        assert (self.file is not None) == (ended.kind == RETURNED)
+        if self.writer >= 0:
+            os.close(self.writer)
+            self.writer = -1
+        try:
+            os.close(os.open(self.fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError as error:
+            assert error.errno == errno.ENXIO  # noqa: PT017
+            assert ended.kind != RETURNED
+        else:
+            assert ended.kind == RETURNED, "somebody has it open"
+
+    async def clear(self) -> None:
+        await super().clear()
+        if self.writer >= 0:
+            os.close(self.writer)
+
+
 class Positional(OnFile):
     """A call of trio_uring with an offset, which serves on every backend: the file's own position never moves.
 
     Args:
-      how: the call, of a descriptor and a buffer.
+      how: the call, of a descriptor and a buffer, which it may fill or write.
       result: what it returns, given the buffer.
-      writes: whether the buffer goes to the file, at offset 8; else it may be filled.
+      returned: what the file holds after it returned, given the buffer; after anything else it is as it was.
     """
 
     def __init__(
         self,
         books: Books,
         how: Callable[[int, bytearray], Awaitable[Any]],
-        result: Callable[[Any, bytes], object],
-        writes: bool = False,
+        result: Callable[[Any, bytes], object] = lambda result, _: result is None,
+        returned: Callable[[bytes], bytes] | None = None,
     ) -> None:
         super().__init__(books)
         self.how = how
         self.result = result
-        self.writes = writes
-        self.buffer = payload(32) if writes else bytearray(UNTOUCHED * 32)
+        self.returned = returned
+        self.buffer = payload(32)
         self.held = b""
 
     async def call(self) -> Any:
@@ -777,11 +897,96 @@ class Positional(OnFile):
         self.books.finished(self.buffer)
 
     async def check(self, ended: Ended) -> None:
-        returned = ended.kind == RETURNED
-        assert not returned or self.result(ended.value, self.held)
-        written = self.held if self.writes and returned else self.CONTENT[8:40]
-        assert self.path.read_bytes() == self.CONTENT[:8] + written + self.CONTENT[40:]
+        expected = self.CONTENT
+        if ended.kind == RETURNED:
+            assert self.result(ended.value, self.held)
+            expected = self.returned(self.held) if self.returned else expected
+        assert self.path.read_bytes() == expected
         assert await self.file.tell() == 0
+
+
+class Copy(OnFile):
+    """copy_file into another file: the number that it returns is there, and after anything else nothing is."""
+
+    BEFORE: Final = b"what the target holds" * 20
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        self.target = os.memfd_create("target", os.MFD_CLOEXEC)
+        os.write(self.target, self.BEFORE)
+
+    async def call(self) -> Any:
+        return await trio_uring.copy_file(self.file, self.target, offset_target=8)
+
+    async def check(self, ended: Ended) -> None:
+        count = ended.value if ended.kind == RETURNED else 0
+        found = os.pread(self.target, 1 << 16, 0)
+        assert found == self.BEFORE[:8] + self.CONTENT[:count] + self.BEFORE[8 + count :]
+
+    async def clear(self) -> None:
+        await super().clear()
+        os.close(self.target)
+
+
+class SendFile(Send):
+    """trio_uring.sendfile into a socket that is full; where it did not return, nothing arrived."""
+
+    def __init__(self, books: Books) -> None:
+        self.file = os.memfd_create("file", os.MFD_CLOEXEC)
+        super().__init__(books, lambda sock, data: trio_uring.sendfile(sock, self.file, 0, len(data)), size=40000)
+        os.write(self.file, self.payload)
+
+    async def clear(self) -> None:
+        await super().clear()
+        os.close(self.file)
+
+
+class Splice(Subject):
+    """trio_uring.splice of an empty pipe into a file: what it returned is in the file, and the rest is in the pipe.
+
+    Args:
+      blocking: whether the pipe is, as those of other programs are: then the kernel does the waiting.
+    """
+
+    BEFORE: Final = b"what the file holds" * 4
+
+    def __init__(self, books: Books, blocking: bool = False) -> None:
+        super().__init__(books)
+        self.payload = bytes(payload(48))
+        self.read, self.write = pipe()
+        os.set_blocking(self.read, blocking)
+        self.watch = os.dup(self.read)
+        self.target = os.memfd_create("target", os.MFD_CLOEXEC)
+        os.write(self.target, self.BEFORE)
+
+    async def call(self) -> Any:
+        return await trio_uring.splice(self.read, self.target, 32, offset_target=8)
+
+    def make_ready(self) -> None:
+        os.write(self.write, self.payload)
+
+    def close(self) -> None:
+        trio.lowlevel.notify_closing(self.read)
+        self._close_pipe()
+
+    def _close_pipe(self) -> None:
+        if self.read >= 0:
+            os.close(self.read)
+            self.read = -1
+
+    async def check(self, ended: Ended) -> None:
+        await super().check(ended)
+        count = ended.value if ended.kind == RETURNED else 0
+        assert count or ended.kind != RETURNED
+        found = os.pread(self.target, 1 << 16, 0)
+        assert found == self.BEFORE[:8] + self.payload[:count] + self.BEFORE[8 + count :]
+        os.set_blocking(self.watch, False)
+        assert empty_fd(self.watch) == (self.payload[count:] if self.completed else b"")
+
+    async def clear(self) -> None:
+        self._close_pipe()
+        for fd in (self.write, self.watch, self.target):
+            os.close(fd)
 
 
 # ------------------------------------------------------------------ the table
@@ -832,22 +1037,65 @@ OPERATIONS: Final[list[Operation]] = [
     Operation("Process.wait", lambda b: ProcessWait(b), closable=False, resuming=EITHER),
     Operation("Event.wait", lambda b: Wake(b, False), closable=False, threadsafe=False),
     Operation("run_sync_soon", lambda b: Wake(b, True), closable=False),
+    Operation("sendfile", SendFile, resuming=EITHER),
+    Operation("splice", lambda b: Splice(b), resuming=EITHER),
+    Operation("splice of a blocking pipe", lambda b: Splice(b, blocking=True), ring=True),
+    Operation("open_file of a FIFO", lambda b: OpenFifo(b), closable=False, ring=True, resuming=EITHER),
     _file("open_file", lambda b: OpenFile(b)),
     _file("file.read", lambda b: FileRead(b)),
     _file("file.readinto", lambda b: FileReadInto(b)),
     _file("file.write", lambda b: FileWrite(b)),
+    _file("file.truncate", lambda b: Truncate(b)),
+    _file("file.flush", lambda b: Flushing(b, lambda f: f.flush())),
+    _file("file.aclose", lambda b: Flushing(b, lambda f: f.aclose(), closes=True)),
+    _file("file.read, buffered", lambda b: Reading(b, lambda f: f.read(30), "rb")),
+    _file("text file.readline", lambda b: Reading(b, lambda f: f.readline(), "r")),
+    _file("text file, async for", lambda b: Reading(b, lambda f: f.__anext__(), "r")),
+    _file("Path.stat", lambda b: PathCall(b, lambda p: p.stat(), lambda r: r.st_size == len(OnFile.CONTENT))),
+    _file("Path.exists", lambda b: PathCall(b, lambda p: p.exists(), lambda r: r is True)),
     _file("Path.read_bytes", lambda b: PathCall(b, lambda p: p.read_bytes(), lambda r: r == OnFile.CONTENT)),
     _file(
+        "Path.read_text", lambda b: PathCall(b, lambda p: p.read_text("ascii"), lambda r: r.encode() == OnFile.CONTENT)
+    ),
+    _file(
         "Path.write_bytes",
+        lambda b: PathCall(b, lambda p: p.write_bytes(NEW), lambda r: r == len(NEW), {"file": NEW}),
+    ),
+    _file(
+        "Path.write_text",
+        lambda b: PathCall(b, lambda p: p.write_text(NEW.decode()), lambda r: r == len(NEW), {"file": NEW}),
+    ),
+    _file("Path.unlink", lambda b: PathCall(b, lambda p: p.unlink(), returned={"file": GONE})),
+    _file("Path.mkdir", lambda b: PathCall(b, lambda p: p.with_name("new").mkdir(), returned={"new": None})),
+    _file(
+        "Path.mkdir with parents",
         lambda b: PathCall(
             b,
-            lambda p: p.write_bytes(NEW),
-            lambda r: r == len(NEW),
-            returned=NEW,
-            interrupted=(b"", NEW),  # a shield is none against Ctrl-C
+            lambda p: p.with_name("a").joinpath("b", "c").mkdir(parents=True),
+            returned={"a": None, "a/b": None, "a/b/c": None},
         ),
     ),
-    _file("Path.stat", lambda b: PathCall(b, lambda p: p.stat(), lambda r: r.st_size == len(OnFile.CONTENT))),
+    _file(
+        "Path.rmdir", lambda b: PathCall(b, lambda p: p.with_name("directory").rmdir(), returned={"directory": GONE})
+    ),
+    _file(
+        "Path.rename",
+        lambda b: PathCall(
+            b,
+            lambda p: p.rename(p.with_name("new")),
+            lambda r: r.name == "new",
+            {"file": GONE, "new": OnFile.CONTENT},
+        ),
+    ),
+    _file(
+        "Path.symlink_to",
+        lambda b: PathCall(b, lambda p: p.with_name("new").symlink_to("file"), returned={"new": "file"}),
+    ),
+    _file(
+        "Path.hardlink_to",
+        lambda b: PathCall(b, lambda p: p.with_name("new").hardlink_to(p), returned={"new": OnFile.CONTENT}),
+    ),
+    _file("Path.touch", lambda b: PathCall(b, lambda p: p.with_name("new").touch(), returned={"new": b""})),
     _file(
         "read_at",
         lambda b: Positional(b, lambda fd, _: trio_uring.read_at(fd, 32, 8), lambda r, _: r == OnFile.CONTENT[8:40]),
@@ -860,7 +1108,21 @@ OPERATIONS: Final[list[Operation]] = [
     ),
     _file(
         "write_at",
-        lambda b: Positional(b, lambda fd, m: trio_uring.write_at(fd, m, 8), lambda r, m: r == len(m), writes=True),
+        lambda b: Positional(
+            b,
+            lambda fd, m: trio_uring.write_at(fd, m, 8),
+            lambda r, m: r == len(m),
+            lambda m: OnFile.CONTENT[:8] + m + OnFile.CONTENT[40:],
+        ),
+    ),
+    _file(
+        "writev_at",
+        lambda b: Positional(
+            b,
+            lambda fd, m: trio_uring.writev_at(fd, [NEW, m], 8),
+            lambda r, m: r == len(NEW) + len(m),
+            lambda m: OnFile.CONTENT[:8] + NEW + m + OnFile.CONTENT[40 + len(NEW) :],
+        ),
     ),
     _file(
         "read_many",
@@ -870,5 +1132,27 @@ OPERATIONS: Final[list[Operation]] = [
             lambda r, _: r == [OnFile.CONTENT[offset : offset + 8] for offset in range(32)],
         ),
     ),
-    _file("Path.unlink", lambda b: PathCall(b, lambda p: p.unlink(), lambda r: r is None, returned=None)),
+    _file(
+        "readinto_many",
+        lambda b: Positional(
+            b,
+            lambda fd, m: trio_uring.readinto_many(fd, [(8, m), (0, bytearray(8))], depth=1),
+            lambda r, m: r == [32, 8] and m == OnFile.CONTENT[8:40],
+        ),
+    ),
+    _file("fsync", lambda b: Positional(b, lambda fd, _: trio_uring.fsync(fd))),
+    _file("fdatasync", lambda b: Positional(b, lambda fd, _: trio_uring.fdatasync(fd))),
+    _file(
+        "fallocate",
+        lambda b: Positional(
+            b,
+            lambda fd, _: trio_uring.fallocate(fd, 0, 200),
+            returned=lambda _: OnFile.CONTENT.ljust(200, b"\0"),
+        ),
+    ),
+    _file(
+        "statx",
+        lambda b: Positional(b, lambda fd, _: trio_uring.statx(fd), lambda r, _: r.size == len(OnFile.CONTENT)),
+    ),
+    _file("copy_file", lambda b: Copy(b)),
 ]
