@@ -2,7 +2,8 @@
  * Batches: many reads of one descriptor, started, continued and reaped here, with one completion for the caller.
  *
  * Part of the shim: uring.c includes this file after its queue and before its waits. It knows the queues and the kernel;
- * it knows nothing of who waits for a batch, nor of Python's objects: memory comes as addresses, results go to an array.
+ * it knows nothing of who waits for a batch, nor of Python's objects but through TU_DELIVER: memory comes as addresses,
+ * results go to an array.
  *
  * A batch keeps at most `window` entries in flight. Their user_data have the top bit set, which no caller's has, so the
  * reaper hands them to batch_note() and not out: the place in `batches`, a tag that tells batches in one place apart, and
@@ -18,11 +19,11 @@
  * again. EAGAIN (F20) is tried once more, in a worker, and then is the item's error. A read with O_DIRECT that is short is
  * at the end of the file, and its rest may be answered with EINVAL, because the offset is no longer aligned.
  *
- * Direct I/O wants memory that is aligned, which the memory of the results may not be. Then each slot of the window reads into
- * a piece of `bounce`, and its data is copied on as its completion is noted: while it is still in the processor's cache.
- *
- * The caller may start a batch of which only the first `ready` items have their address, and say later that there are more: so
- * the device works while memory is made for the rest.
+ * Direct I/O goes to a device, which idles while it has nothing to do, and which may answer a whole window at once. So its
+ * next reads come before everything else, and a few at a time: it works on these while the others are prepared.
+ * Direct I/O also wants memory that is aligned, which the memory of the results may not be. Then each slot reads into a piece
+ * of `bounce`, and is delivered from there; there are two pieces for each read in flight, so that delivering can wait until
+ * the device has its next reads.
  *
  * Cancelling, by the user_data of the batch, asks for every entry in flight and starts no other. The batch is over when
  * the last of them has completed: with the number of its items where all have ended (they happened, and are delivered),
@@ -30,19 +31,21 @@
  */
 
 #define MOST_BATCHES (1U << 15) /* the place has 15 bits, the tag 16, the slot 32 */
+#define GROUP 4                 /* entries that a device is handed at a time */
 
 struct tu_batch {
     uint64_t user_data;
     uint64_t skip; /* added to each address */
     const uint64_t *offsets, *addresses;
     const uint32_t *lengths;
-    char *bounce; /* NULL, or `window` pieces of bounce_size bytes that are read into first */
+    char *bounce; /* NULL, or pieces of bounce_size bytes that are read into first */
     size_t bounce_size;
+    uint64_t blocks;  /* where they are delivered to */
     int32_t *results; /* bytes so far, then bytes or negated errno */
-    int fd, cancelled;
+    int fd, direct, cancelled;
     int booked, first_res; /* the completion whose booking is put off */
-    unsigned count, ready, next, ended, partial; /* partial: ended with less than asked for */
-    unsigned window, inflight, idle_len, again_len;
+    unsigned count, next, ended, partial; /* partial: ended with less than asked for */
+    unsigned window, places, inflight, idle_len, again_len, full_len;
     uint16_t tag;
     struct {
         unsigned item;
@@ -50,16 +53,17 @@ struct tu_batch {
     } *slots;
     unsigned *idle;  /* slots that hold no item */
     unsigned *again; /* slots whose item is to be queued again */
+    unsigned *full;  /* slots whose item has ended and is to be delivered */
 };
 
 static int startable(const tu_batch *b)
 {
-    return !b->cancelled && (b->again_len || (b->next < b->ready && b->idle_len));
+    return !b->cancelled && b->inflight < b->window && (b->again_len || (b->next < b->count && b->idle_len));
 }
 
 static int batch_over(const tu_batch *b)
 {
-    return !b->inflight && (b->ended == b->count || b->cancelled);
+    return !b->inflight && !b->full_len && (b->ended == b->count || b->cancelled);
 }
 
 static uint64_t slot_data(const tu_ring *r, unsigned place, unsigned slot)
@@ -73,6 +77,7 @@ static void batch_free(tu_batch *b)
         free(b->slots);
         free(b->idle);
         free(b->again);
+        free(b->full);
         free(b);
     }
 }
@@ -83,13 +88,16 @@ static void batch_free_all(tu_ring *r)
         batch_free(r->batches[place]);
     free(r->batches);
     r->batches = NULL;
-    r->batch_places = r->batch_live = r->batch_over = 0;
+    r->batch_places = r->batch_live = r->batch_over = r->batch_late = 0;
 }
 
-/* Where the rest of an item goes. */
-static char *target(const tu_batch *b, unsigned item)
+/* Where the rest of a slot's item goes. */
+static char *target(const tu_batch *b, unsigned slot)
 {
-    return (char *)(uintptr_t)(b->addresses[item] + b->skip + (unsigned)b->results[item]);
+    unsigned item = b->slots[slot].item;
+    char *start = b->bounce ? b->bounce + slot * b->bounce_size : (char *)(uintptr_t)(b->addresses[item] + b->skip);
+
+    return start + (unsigned)b->results[item];
 }
 
 /* The next entry of a batch, in a free place of the submission queue. */
@@ -106,8 +114,7 @@ static void batch_queue(tu_ring *r, unsigned place, struct io_uring_sqe *sqe)
     b->slots[slot].busy = 1;
     item = b->slots[slot].item;
     done = (unsigned)b->results[item];
-    io_uring_prep_rw(IORING_OP_READ, sqe, b->fd, b->bounce ? b->bounce + slot * b->bounce_size : target(b, item),
-                     b->lengths[item] - done, b->offsets[item] + done);
+    io_uring_prep_rw(IORING_OP_READ, sqe, b->fd, target(b, slot), b->lengths[item] - done, b->offsets[item] + done);
     sqe->flags = b->slots[slot].stubborn ? IOSQE_ASYNC : 0;
     sqe->user_data = slot_data(r, place, slot);
     b->inflight++;
@@ -116,8 +123,8 @@ static void batch_queue(tu_ring *r, unsigned place, struct io_uring_sqe *sqe)
     store(r->ring.sq.ktail, *r->ring.sq.ktail + 1);
 }
 
-/* Queues what there is room for. Answers whether something is left that only lacked room. */
-static int batch_fill(tu_ring *r)
+/* Queues up to `most` entries, as far as there is room. Answers whether something is left that only lacked room. */
+static int batch_fill(tu_ring *r, unsigned most)
 {
     unsigned entries, room, mask;
     int hungry = 0;
@@ -127,6 +134,8 @@ static int batch_fill(tu_ring *r)
     entries = *r->ring.sq.kring_entries;
     mask = *r->ring.sq.kring_mask;
     room = entries - pending(r);
+    if (room > most)
+        room = most;
     r->batch_turn++; /* another batch is the first each time, so that none starves */
     for (unsigned i = 0; i < r->batch_places; i++) {
         unsigned place = (r->batch_turn + i) % r->batch_places;
@@ -158,7 +167,57 @@ static void item_ends(tu_batch *b, unsigned slot, int32_t result)
     b->results[item] = result;
     b->ended++;
     b->partial += result < 0 || (unsigned)result < b->lengths[item];
-    b->idle[b->idle_len++] = slot;
+    if (b->bounce && result >= 0)
+        b->full[b->full_len++] = slot;
+    else
+        b->idle[b->idle_len++] = slot;
+}
+
+/* Hands on the data of all slots that are full. */
+static void batch_deliver(tu_ring *r)
+{
+    for (unsigned place = 0; place < r->batch_places; place++) {
+        tu_batch *b = r->batches[place];
+
+        if (!b || !b->full_len)
+            continue;
+        while (b->full_len) {
+            unsigned slot = b->full[--b->full_len], item = b->slots[slot].item;
+
+            if (TU_DELIVER(b->blocks, item, b->bounce + slot * b->bounce_size, b->results[item]) < 0) {
+                b->partial += (unsigned)b->results[item] == b->lengths[item];
+                b->results[item] = -ENOMEM;
+            }
+            b->idle[b->idle_len++] = slot;
+        }
+        r->batch_over += batch_over(b);
+    }
+}
+
+/* Queues and hands over what there is room for, a few entries at a time. Answers as batch_fill(). */
+static int batch_push(tu_ring *r)
+{
+    int hungry;
+
+    do {
+        hungry = batch_fill(r, GROUP);
+        if (pending(r))
+            enter(r, pending(r), 0, 0, -1); /* what is refused stays for the enter that follows */
+    } while (hungry && !pending(r));
+    return hungry;
+}
+
+/* Gets all batches on, those of devices first. Answers as batch_fill(). */
+static int batch_advance(tu_ring *r)
+{
+    int hungry;
+
+    if (!r->batch_late)
+        return batch_fill(r, UINT_MAX);
+    r->batch_late = 0;
+    hungry = batch_push(r);
+    batch_deliver(r);
+    return hungry;
 }
 
 /* Books the completion of an entry of a batch, and decides what becomes of its item. */
@@ -168,9 +227,10 @@ static void batch_note(tu_ring *r, uint64_t user_data, int res)
     tu_batch *b = place < r->batch_places ? r->batches[place] : NULL;
     int was_over, ends = 1;
 
-    if (!b || b->tag != (uint16_t)(user_data >> 32) || slot >= b->window || !b->slots[slot].busy)
+    if (!b || b->tag != (uint16_t)(user_data >> 32) || slot >= b->places || !b->slots[slot].busy)
         return; /* stale */
     r->batch_noted++;
+    r->batch_late += (unsigned)b->direct;
     if (b->booked) {
         account(r, res, 0);
     } else {
@@ -182,8 +242,6 @@ static void batch_note(tu_ring *r, uint64_t user_data, int res)
     b->inflight--;
     done = (unsigned)b->results[b->slots[slot].item];
     length = b->lengths[b->slots[slot].item];
-    if (res > 0 && b->bounce)
-        memcpy(target(b, b->slots[slot].item), b->bounce + slot * b->bounce_size, (unsigned)res);
     if (res > 0 && done + (unsigned)res < length) {
         b->results[b->slots[slot].item] = (int32_t)(done + (unsigned)res);
         ends = 0;
@@ -229,22 +287,6 @@ static unsigned batch_hand_out(tu_ring *r, int64_t *out, unsigned max)
     return n;
 }
 
-static tu_batch *batch_named(tu_ring *r, uint64_t user_data)
-{
-    for (unsigned place = 0; place < r->batch_places; place++)
-        if (r->batches[place] && r->batches[place]->user_data == user_data)
-            return r->batches[place];
-    return NULL;
-}
-
-static void batch_go_on(tu_ring *r)
-{
-    batch_fill(r);
-    /* As publish() does for one entry. */
-    if (r->away && flush(r, 0, 0) < 0)
-        tu_wake(r);
-}
-
 static int new_place(tu_ring *r)
 {
     unsigned places = r->batch_places ? 2 * r->batch_places : 8;
@@ -266,14 +308,14 @@ static int new_place(tu_ring *r)
 }
 
 int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *lengths, const uint64_t *addresses,
-                  uint64_t skip, int32_t *results, unsigned count, unsigned ready, unsigned window, char *bounce,
-                  uint64_t bounce_size, uint64_t user_data)
+                  uint64_t skip, int32_t *results, unsigned count, unsigned window, char *bounce, uint64_t bounce_size,
+                  uint64_t blocks, uint64_t user_data)
 {
     struct io_uring_sqe *sqe;
     tu_batch *b;
     int rc, place;
 
-    if (!count || !window || !ready || ready > count)
+    if (!count || !window)
         return -EINVAL;
     rc = next_sqe(r, &sqe); /* the first entry has to be queued, so that something wakes the owner */
     if (rc < 0)
@@ -281,17 +323,20 @@ int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *l
     place = new_place(r);
     if (place < 0)
         return place;
-    if (window > count)
-        window = count;
-    if (window > *r->ring.cq.kring_entries)
-        window = *r->ring.cq.kring_entries;
     b = calloc(1, sizeof *b);
     if (!b)
         return -ENOMEM;
-    b->slots = calloc(window, sizeof *b->slots);
-    b->idle = calloc(window, sizeof *b->idle);
-    b->again = calloc(window, sizeof *b->again);
-    if (!b->slots || !b->idle || !b->again) {
+    b->window = window;
+    if (b->window > count)
+        b->window = count;
+    if (b->window > *r->ring.cq.kring_entries)
+        b->window = *r->ring.cq.kring_entries;
+    b->places = bounce ? 2 * b->window : b->window;
+    b->slots = calloc(b->places, sizeof *b->slots);
+    b->idle = calloc(b->places, sizeof *b->idle);
+    b->again = calloc(b->places, sizeof *b->again);
+    b->full = calloc(b->places, sizeof *b->full);
+    if (!b->slots || !b->idle || !b->again || !b->full) {
         batch_free(b);
         return -ENOMEM;
     }
@@ -302,37 +347,27 @@ int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *l
     b->skip = skip;
     b->bounce = bounce;
     b->bounce_size = bounce_size;
+    b->blocks = blocks;
     b->results = results;
     b->fd = fd;
+    b->direct = bounce || (fcntl(fd, F_GETFL) & O_DIRECT);
     b->count = count;
-    b->ready = ready;
-    b->window = window;
     b->tag = r->batch_tag++;
-    while (b->idle_len < window) {
-        b->idle[b->idle_len] = window - 1 - b->idle_len;
+    while (b->idle_len < b->places) {
+        b->idle[b->idle_len] = b->places - 1 - b->idle_len;
         b->idle_len++;
     }
     memset(results, 0, count * sizeof *results);
     r->batches[place] = b;
     r->batch_live++;
     batch_queue(r, (unsigned)place, sqe);
-    batch_go_on(r);
-    return 0;
-}
-
-int tu_batch_ready(tu_ring *r, uint64_t user_data, unsigned ready)
-{
-    tu_batch *b;
-
-    if (r->state != OPEN)
-        return refuse(r);
-    if (!tu_is_owner(r))
-        return -EEXIST;
-    b = batch_named(r, user_data);
-    if (!b || ready > b->count || ready < b->ready)
-        return -EINVAL;
-    b->ready = ready;
-    batch_go_on(r);
+    if (b->direct)
+        batch_push(r);
+    else
+        batch_fill(r, UINT_MAX);
+    /* As publish() does for one entry. */
+    if (r->away && flush(r, 0, 0) < 0)
+        tu_wake(r);
     return 0;
 }
 
@@ -342,7 +377,7 @@ static void batch_give_up(tu_ring *r, tu_batch *b)
 
     b->cancelled = 1;
     r->batch_over += batch_over(b) && !was_over;
-    if (r->batch_over && r->away)
+    if ((r->batch_over || r->batch_late) && r->away)
         tu_wake(r); /* there will be no completion to end a sleep in another thread */
 }
 
@@ -357,7 +392,7 @@ static int batch_cancel(tu_ring *r, uint64_t user_data)
         if (!b || b->user_data != user_data)
             continue;
         batch_give_up(r, b);
-        for (unsigned slot = 0; slot < b->window; slot++) {
+        for (unsigned slot = 0; slot < b->places; slot++) {
             int rc = b->slots[slot].busy ? queue_cancel_one(r, slot_data(r, place, slot)) : 0;
 
             if (rc < 0)

@@ -25,13 +25,24 @@ INSTALL_LIBURING = (
 
 # cffi lets go of the interpreter's lock around every call, which costs more than queueing an entry does (2 % of an echo). So
 # calls keep it here, and the shim lets go where it may block: in io_uring_enter(2) above all.
-LOCKING = """
+# With the lock the shim may also make the bytes objects of a batch's results: no Python code runs there.
+BINDING = """
 #undef Py_BEGIN_ALLOW_THREADS
 #undef Py_END_ALLOW_THREADS
 #define Py_BEGIN_ALLOW_THREADS {
 #define Py_END_ALLOW_THREADS }
 #define TU_LET_GO PyThreadState *let_go = PyEval_SaveThread()
 #define TU_TAKE_BACK PyEval_RestoreThread(let_go)
+#define TU_DELIVER deliver
+static int deliver(unsigned long long list, unsigned item, const char *data, int size)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(data, size);
+
+    if (bytes && PyList_SetItem((PyObject *)(size_t)list, item, bytes) == 0)
+        return 0;
+    PyErr_Clear();
+    return -1;
+}
 """
 
 
@@ -78,7 +89,7 @@ def declarations() -> str:
 
 def source() -> str:
     """The C code of the binding, but for what cffi generates."""
-    return LOCKING + (HERE / "uring.c").read_text() + (HERE / "calls.c").read_text()
+    return BINDING + (HERE / "uring.c").read_text() + (HERE / "calls.c").read_text()
 
 
 class BuildExt(build_ext):

@@ -17,6 +17,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <liburing.h>
 #include <poll.h>
 #include <sched.h>
@@ -91,12 +92,15 @@ struct tu_ring {
     unsigned owed_len, owed_cap;
     tu_buffers *buffers;
     unsigned lent; /* how many of buffers->lent are in the caller's hands */
+    uint64_t *flying; /* user_data of the caller's entries in flight */
+    unsigned flying_len, flying_cap, flying_shift;
     int64_t spin_ns;
     int spin_credit; /* above 0 it spins */
     unsigned handed; /* completions that the last tu_wait() handed out */
     tu_batch **batches;
     unsigned batch_places, batch_live, batch_over; /* over: all completions are there, and nobody has been told */
     unsigned batch_turn, batch_noted;
+    unsigned batch_late; /* completions of devices that batch_advance() has not seen yet */
     uint16_t batch_tag;
 };
 
@@ -287,6 +291,7 @@ void tu_free(tu_ring *r)
     tu_close(r);
     free(r->stash);
     free(r->owed);
+    free(r->flying);
     batch_free_all(r);
     free(r);
 }
@@ -337,6 +342,66 @@ tu_counters *tu_stats(tu_ring *r)
 int tu_is_owner(tu_ring *r)
 {
     return r->owner == this_thread();
+}
+
+/* ---------------------------------------------------------------- what is in flight */
+
+/* By name and not only by number: a completion that came twice would otherwise be booked as that of some other entry, whose
+ * memory would then be freed under the kernel. A hash table with open addressing, at most half full; zero is no caller's. */
+static unsigned home(const tu_ring *r, uint64_t user_data)
+{
+    return (unsigned)(user_data * 0x9E3779B97F4A7C15ULL >> r->flying_shift);
+}
+
+static void place_flying(tu_ring *r, uint64_t user_data)
+{
+    unsigned mask = r->flying_cap - 1, i = home(r, user_data);
+
+    while (r->flying[i])
+        i = (i + 1) & mask;
+    r->flying[i] = user_data;
+}
+
+static int takes_off(tu_ring *r, uint64_t user_data)
+{
+    if (2 * (r->flying_len + 1) > r->flying_cap) {
+        unsigned before = r->flying_cap, cap = before ? 2 * before : 64;
+        uint64_t *old = r->flying, *grown = calloc(cap, sizeof *grown);
+
+        if (!grown)
+            return -ENOMEM;
+        r->flying = grown;
+        r->flying_cap = cap;
+        r->flying_shift = 64 - (unsigned)__builtin_ctz(cap);
+        for (unsigned i = 0; i < before; i++)
+            if (old[i])
+                place_flying(r, old[i]);
+        free(old);
+    }
+    place_flying(r, user_data);
+    r->flying_len++;
+    return 0;
+}
+
+/* Whether it was in flight; it is not any more. */
+static int lands(tu_ring *r, uint64_t user_data)
+{
+    unsigned mask = r->flying_cap - 1, gap, i;
+
+    if (!r->flying_len)
+        return 0;
+    for (gap = home(r, user_data); r->flying[gap] != user_data; gap = (gap + 1) & mask)
+        if (!r->flying[gap])
+            return 0;
+    /* What follows moves up, but for what stands between its home and the gap. */
+    for (i = (gap + 1) & mask; r->flying[i]; i = (i + 1) & mask)
+        if (((i - home(r, r->flying[i])) & mask) >= ((i - gap) & mask)) {
+            r->flying[gap] = r->flying[i];
+            gap = i;
+        }
+    r->flying[gap] = 0;
+    r->flying_len--;
+    return 1;
 }
 
 /* ---------------------------------------------------------------- reaping */
@@ -420,6 +485,21 @@ static void lend(tu_ring *r, unsigned flags)
         r->buffers->lent[r->lent++] = (uint16_t)(flags >> IORING_CQE_BUFFER_SHIFT);
 }
 
+/* Writes one completion to out, books it and lends its buffer: but a stray one changes nothing. */
+static void hand_out(tu_ring *r, int64_t *out, uint64_t user_data, int res, unsigned flags)
+{
+    if (flags & IORING_CQE_F_MORE || lands(r, user_data)) {
+        account(r, res, flags);
+        lend(r, flags);
+        out[0] = (int64_t)user_data;
+        out[1] = res;
+    } else {
+        out[0] = TU_STRAY_DATA;
+        out[1] = (int64_t)user_data;
+    }
+    out[2] = flags;
+}
+
 /* Writes completions to out, the stashed ones first. *seen counts everything taken, the shim's own included. */
 static unsigned reap(tu_ring *r, int64_t *out, unsigned max, unsigned *seen)
 {
@@ -428,11 +508,8 @@ static unsigned reap(tu_ring *r, int64_t *out, unsigned max, unsigned *seen)
 
     if (r->stash_len) {
         n = r->stash_len < max ? r->stash_len : max;
-        memcpy(out, r->stash, n * sizeof *r->stash);
-        for (unsigned i = 0; i < n; i++) {
-            account(r, (int)r->stash[i].res, (unsigned)r->stash[i].flags);
-            lend(r, (unsigned)r->stash[i].flags);
-        }
+        for (unsigned i = 0; i < n; i++)
+            hand_out(r, out + 3 * i, (uint64_t)r->stash[i].user_data, (int)r->stash[i].res, (unsigned)r->stash[i].flags);
         memmove(r->stash, r->stash + n, (r->stash_len - n) * sizeof *r->stash);
         r->stash_len -= n;
         *seen += n;
@@ -444,14 +521,8 @@ static unsigned reap(tu_ring *r, int64_t *out, unsigned max, unsigned *seen)
         const struct io_uring_cqe *cqe = &cq->cqes[head & mask];
 
         ++*seen;
-        if (!own(r, cqe)) {
-            account(r, cqe->res, cqe->flags);
-            out[3 * n] = (int64_t)cqe->user_data;
-            out[3 * n + 1] = cqe->res;
-            out[3 * n + 2] = cqe->flags;
-            n++;
-            lend(r, cqe->flags);
-        }
+        if (!own(r, cqe))
+            hand_out(r, out + 3 * n++, cqe->user_data, cqe->res, cqe->flags);
     }
     store(cq->khead, head);
     return n;
@@ -526,6 +597,10 @@ static int next_sqe(tu_ring *r, struct io_uring_sqe **out)
 static int publish(tu_ring *r, const struct io_uring_sqe *sqe)
 {
     if (sqe->user_data >= TU_FIRST_USER_DATA) {
+        int rc = takes_off(r, sqe->user_data);
+
+        if (rc < 0)
+            return rc;
         r->stats.submitted++;
         r->stats.inflight++;
     }
@@ -759,7 +834,7 @@ static int sleep_elsewhere(tu_ring *r, int64_t timeout_ns)
     if (read(pfd.fd, &emptied, sizeof emptied) < 0 && errno != EAGAIN)
         return -errno;
     if (load(r->ring.cq.ktail) != load(r->ring.cq.khead) || load(&r->stash_len) || load(&r->woken) || load(&r->batch_over) ||
-        (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)))
+        load(&r->batch_late) || (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)))
         return 0;
     {
         TU_LET_GO;
@@ -798,7 +873,8 @@ static int renew_notify(tu_ring *r)
     if (r->notify_fd < 0)
         return 0;
     rc = io_uring_register(r->ring.ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
-    return rc < 0 ? rc : io_uring_register(r->ring.ring_fd, IORING_REGISTER_EVENTFD, &r->notify_fd, 1);
+    /* -ENXIO: the last registration failed. */
+    return rc < 0 && rc != -ENXIO ? rc : io_uring_register(r->ring.ring_fd, IORING_REGISTER_EVENTFD, &r->notify_fd, 1);
 }
 
 /* Completions held back by a full queue: each GETEVENTS moves in as many as there is room for. */
@@ -898,7 +974,7 @@ int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max)
 again:
     rc = 0;
     noted = r->batch_noted;
-    hungry = batch_fill(r);
+    hungry = batch_advance(r);
     if (kernel_flags(r) & IORING_SQ_CQ_OVERFLOW)
         r->stats.cq_overflows++;
     sleeping = left != 0 && !hungry && !awake && !ready(r);
@@ -981,9 +1057,9 @@ static int run_deferred(tu_ring *r)
         rc = enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1);
         if (rc < 0 && (!transient(rc) || left-- == 0))
             return rc;
-        if ((kernel_flags(r) & IORING_SQ_CQ_OVERFLOW) && stash(r) == 0)
+        if ((kernel_flags(r) & IORING_SQ_CQ_OVERFLOW) && stash(r) == 0 && rc >= 0)
             break;
-    } while (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
+    } while (rc < 0 || kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
     return 0;
 }
 

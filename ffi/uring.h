@@ -11,6 +11,8 @@
 /* user_data values below TU_FIRST_USER_DATA are the shim's own; their completions are never handed out. */
 #define TU_WAKE_DATA 0
 #define TU_IGNORED_DATA 1
+/* Handed out, with the user_data that it came with as its res: a completion of an entry that is not in flight (any more). */
+#define TU_STRAY_DATA 2
 #define TU_FIRST_USER_DATA 16
 
 typedef struct {
@@ -74,13 +76,12 @@ int tu_idle(tu_ring *r); /* nothing of the owner's nor of the shim's own is in f
  * addresses[i] + skip, at most `window` of them in flight, and one completion of user_data when all are over. Its res is
  * `count`, or -ECANCELED where tu_cancel(user_data), or the end of the descriptor or of the ring, left some undone; its
  * flags are the number of those with less than asked for. results[i] is the number of bytes, fewer than asked for
- * only at the end of the file, or a negated errno. With a `bounce` of window pieces of bounce_size bytes the kernel reads
- * there, and the shim copies. All memory stays the caller's to keep until that completion. Only the first `ready` addresses
- * are looked at before tu_batch_ready() says that more are there. */
+ * only at the end of the file, or a negated errno. All memory stays the caller's to keep until that completion.
+ * With a `bounce` of 2 * window pieces of bounce_size bytes the kernel reads there, and nobody looks at the addresses: an
+ * item that has not failed is then a new bytes object in `blocks`, which is the id() of a list of Python's. */
 int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *lengths, const uint64_t *addresses,
-                  uint64_t skip, int32_t *results, unsigned count, unsigned ready, unsigned window, char *bounce,
-                  uint64_t bounce_size, uint64_t user_data);
-int tu_batch_ready(tu_ring *r, uint64_t user_data, unsigned ready);
+                  uint64_t skip, int32_t *results, unsigned count, unsigned window, char *bounce, uint64_t bounce_size,
+                  uint64_t blocks, uint64_t user_data);
 
 /* System calls without a ring, for any thread. tu_file() tells what a positional transfer has to know of a descriptor:
  * 0, TU_DIRECT (O_DIRECT is set), -ESPIPE where it has no positions, or -EBADF. */

@@ -46,7 +46,7 @@ def away_from_the_sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(autouse=True)
 def bounded(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test that hangs ends the whole test run, and shows which and where. Not a measure of speed."""
-    seconds = float(os.environ.get("TRIO_URING_TEST_SECONDS", "120"))
+    seconds = float(os.environ.get("TRIO_URING_TEST_SECONDS", "600"))
     faulthandler.dump_traceback_later(seconds, exit=True, file=request.config.stash[REAL_STDERR])
     yield
     faulthandler.cancel_dump_traceback_later()

@@ -72,8 +72,8 @@ FLAGS: Final = (
     Capability("COOP_TASKRUN", _COOP_TASKRUN, "5.19", "none for a run, which uses DEFER_TASKRUN"),
     Capability("R_DISABLED", 1 << 6, "5.10", "a ring cannot be made in one thread for another"),
     Capability("CLAMP", 1 << 4, "5.6", "too large sizes are refused, not reduced"),
-    # The trial stops at the missing memory, before it looks for the ring to attach to.
-    Capability("ATTACH_WQ", 1 << 5, "5.6", "rings cannot share one pool of kernel workers", _NO_MMAP),
+    # The trial names no ring to attach to, which is the answer where the flag is known.
+    Capability("ATTACH_WQ", 1 << 5, "5.6", "rings cannot share one pool of kernel workers"),
     Capability("SQPOLL", 1 << 1, "5.1", "no kernel thread submits in the application's place"),
     Capability("IOPOLL", _IOPOLL, "5.1", "no polled completions of O_DIRECT storage"),
     Capability("HYBRID_IOPOLL", 1 << 17, "6.13", "polled completions cost a whole CPU", _IOPOLL),

@@ -75,12 +75,11 @@ from trio._util import async_wraps
 from trio.lowlevel import Task
 
 from ._manager import UringIOManager
-from ._operation import GLOBAL_RUN_CONTEXT, NewDescriptor, Operation
-from ._ring import OP_OPENAT, OP_READ, OP_WRITE, ffi, lib, supported_operations
+from ._operation import GLOBAL_RUN_CONTEXT, NewDescriptor, Operation, put_off
+from ._ring import OP_FTRUNCATE, OP_OPENAT, OP_READ, OP_WRITE, ffi, lib, supported_operations
 from ._sockets import MOST, Lent, replaces, ring_manager
 from ._text import STATELESS, TextFile
 
-OP_FTRUNCATE: Final = 55  # kernel 6.9
 IOSQE_ASYNC: Final = 1 << 4
 AT_FDCWD: Final = -100
 CURRENT: Final = (1 << 64) - 1  # offset -1: at the file's position, which moves (IORING_FEAT_RW_CUR_POS)
@@ -103,6 +102,9 @@ UNTOUCHED: Final = frozenset(
 )  # fmt: skip
 
 NO_LINES: Final[Iterator[Any]] = iter(())
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
 builtin_open: Final[Callable[..., Any]] = open
 
 
@@ -661,7 +663,9 @@ class Engine:
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
-        """Write out and close, whatever is cancelled; a schedule point. The builtin object is closed in any case."""
+        """Write out and close, whatever is cancelled; a schedule point. The builtin object is closed in any case, but for a
+        KeyboardInterrupt that is there before.
+        """
         manager = self.manager()
         if manager is None or (self.given and not self.busy):
             with trio.CancelScope(shield=True):
@@ -669,6 +673,7 @@ class Engine:
             return
         if self.busy or self.binary.writable():
             with trio.CancelScope(shield=True):
+                await trio.lowlevel.checkpoint_if_cancelled()  # which can only be by an interrupt
                 await self._write_out_and_close(manager)
         else:
             self.reader = None
@@ -681,12 +686,20 @@ class Engine:
             await self.turn()
         self.busy = True
         self.reader = None
+        interrupt: KeyboardInterrupt | None = None
         try:
             self.binary.manager = manager
             try:
-                if not self.given and not _is_closed(self.real):
-                    await self.core.flush()
+                while not self.given and not _is_closed(self.real):
+                    try:
+                        await self.core.flush()
+                        break
+                    except KeyboardInterrupt as error:
+                        # Now it would be data that is lost. The thread that Trio would use goes on to its end as well.
+                        interrupt = error
             finally:
+                if interrupt is not None:
+                    put_off(interrupt)
                 self._forget()
                 if self.given:
                     await trio.to_thread.run_sync(self.real.close)
@@ -994,6 +1007,12 @@ class Open(NewDescriptor):
 
     __slots__ = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The path, as long as the kernel has it."""
+        path = self.keep
+        return () if path is None else (os.fsdecode(ffi.string(path)),)
+
 
 @trio.lowlevel.enable_ki_protection
 async def open_fd(manager: UringIOManager, path: str | bytes, flags: int, mode: int = 0o666) -> int:
@@ -1039,16 +1058,22 @@ async def _until_written(manager: UringIOManager, memory: Any, flags: int, fd: i
     The kernel's first attempt at openat(2) is one with O_NONBLOCK, and that does not wait. So open it once more, in a worker,
     just for the waiting; unless the writer has come before, of which its data or its hanging up tells.
     """
-    async with trio.open_nursery() as nursery:
+    try:
+        async with trio.open_nursery() as nursery:
 
-        async def opened() -> None:
-            with contextlib.suppress(OSError):
-                os.close(await _openat(manager, memory, flags, 0, IOSQE_ASYNC))
-                nursery.cancel_scope.cancel()
+            async def opened() -> None:
+                with contextlib.suppress(OSError):
+                    os.close(await _openat(manager, memory, flags, 0, IOSQE_ASYNC))
+                    nursery.cancel_scope.cancel()
 
-        nursery.start_soon(opened)
-        await manager.wait_ready(fd, manager.readers)
-        nursery.cancel_scope.cancel()
+            nursery.start_soon(opened)
+            await manager.wait_ready(fd, manager.readers)
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # It is one wait for whoever asked, and ends with one exception: an interrupt, an error, or either of two Cancelled.
+        raise min(
+            group.exceptions, key=lambda e: (not isinstance(e, KeyboardInterrupt), isinstance(e, trio.Cancelled))
+        ) from None
 
 
 class _Flags(Exception):

@@ -230,8 +230,9 @@ class UringIOManager:
         for user_data, result, flags in zip(each, each, each, strict=True):
             try:
                 operation = operations[user_data]
-            except KeyError:
-                continue  # stale
+            except KeyError:  # STRAY_DATA, and whose it claims to be
+                _log.warning("io_uring: a completion of entry %d, which is not in flight, has been ignored", result)
+                continue
             if (
                 operation.__class__ is SocketTransfer
                 and result > 0

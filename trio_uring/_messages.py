@@ -82,6 +82,8 @@ class Message(Operation):
       free: where it goes after it ended well, to be used again; None where it is not.
     """
 
+    kinds = ("recvmsg", "sendmsg")
+
     __slots__ = ("block", "block_at", "control", "free", "iovecs_at", "name", "ring", "view")
 
     def __init__(

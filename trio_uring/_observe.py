@@ -49,16 +49,7 @@ _PACKAGE: Final = __package__
 _log = logging.getLogger(_PACKAGE)
 _OPCODES: Final = {value: name[3:].lower() for name, value in vars(_ring).items() if name.startswith("OP_")}
 _COUNTERS: Final = ("submitted", "completed", "cancelled", "inflight", "enters", "sq_flushes", "cq_overflows")
-_SHOWN: Final = 10  # descriptors of one group in the text
-
-# Operations that keep no opcode: what those that receive are called, and those that send. By class name, because the modules of
-# the classes may not be loaded, and by their base classes too.
-_KINDS: Final = {
-    "Message": ("recvmsg", "sendmsg"),
-    "SocketTransfer": ("recv", "send"),
-    "Receive": ("recv", "recv"),
-    "Send": ("send", "send"),
-}
+_SHOWN: Final = 10  # descriptors of one group that the text says more of than the number
 
 
 @attrs.frozen
@@ -70,7 +61,7 @@ class OperationSnapshot:
       state: "waiting"; "cancelling", where Trio has asked for it to end; "closing", where its descriptor is being closed;
         "abandoned", where no task waits for it any more. In the last three the kernel still holds it.
       fd: the descriptor; None where the operation names none (a path).
-      target: what the descriptor is, with its addresses if it is a socket; None where there is none.
+      target: what the descriptor is, with its addresses if it is a socket; for an operation on paths, these; else None.
       age: seconds that it has been in flight, at least; None where no `RingMonitor` watches the run or it began just now.
       task: the name of the task that waits for it; None where none does.
       stack: where that task is, outermost first, a line for each frame.
@@ -347,10 +338,10 @@ def _kind(operation: Any, frames: Iterable[tuple[Any, int]]) -> str:
         opcode = frame.f_locals.get("opcode")
         if opcode is not None:
             return _OPCODES.get(opcode, f"opcode {opcode}")
-    for base in type(operation).__mro__:
-        if base.__name__ in _KINDS:
-            return _KINDS[base.__name__][operation.waiters is operation.manager.writers]
-    return type(operation).__name__.lower()
+    if operation.kinds is None:
+        return type(operation).__name__.lower()
+    kind: str = operation.kinds[operation.waiters is operation.manager.writers]
+    return kind
 
 
 def _state(operation: Any) -> str:
@@ -381,7 +372,14 @@ def _is_inside(frame: types.FrameType) -> bool:
     return frame.f_globals.get("__package__") == _PACKAGE or frame.f_globals.get("__name__") == "trio._core._traps"
 
 
-def _target(fd: int) -> str:
+def _target(operation: Any) -> str | None:
+    """What an operation is on."""
+    if operation.fd >= 0:
+        return _descriptor(operation.fd)
+    return " to ".join(filter(None, getattr(operation, "names", ()))) or None
+
+
+def _descriptor(fd: int) -> str:
     """What a descriptor is."""
     try:
         target = os.readlink(f"/proc/self/fd/{fd}")
@@ -463,7 +461,7 @@ def _snapshot(manager: UringIOManager) -> RingSnapshot:
                 kind=_kind(operation, _frames(task)),
                 state=_state(operation),
                 fd=operation.fd if operation.fd >= 0 else None,
-                target=_target(operation.fd) if operation.fd >= 0 else None,
+                target=_target(operation),
                 age=None if monitor is None else monitor.age(operation, now),
                 task=None if task is None else task.name,
                 stack=stack_of(task),
@@ -546,10 +544,11 @@ def _described(ring: RingSnapshot) -> Iterator[str]:
     for (kind, state, task, stack), alike in groups.items():
         yield f"  {kind}, {state}{'' if len(alike) == 1 else f': {len(alike)} operations'}{_ages(alike)}"
         for each in alike[:_SHOWN]:
-            if each.fd is not None:
-                yield f"    fd {each.fd}: {each.target}"
-        if len(alike) > _SHOWN:
-            yield f"    and {len(alike) - _SHOWN} more"
+            if each.fd is not None or each.target is not None:
+                yield f"    {'path' if each.fd is None else f'fd {each.fd}'}: {each.target}"
+        more = [each.target if each.fd is None else f"fd {each.fd}" for each in alike[_SHOWN:]]
+        if any(more):
+            yield f"    and {', '.join(filter(None, more))}"
         yield f"    task {task or 'none'}"
         yield from (f"      {line}" for line in stack)
     waiting: Counter[TaskSnapshot] = Counter(ring.tasks)

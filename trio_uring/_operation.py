@@ -46,7 +46,7 @@ from __future__ import annotations
 import errno
 import os
 import select
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 import outcome
 import trio
@@ -79,6 +79,16 @@ def busy() -> trio.BusyResourceError:
 def os_error(result: int) -> OSError:
     """The exception for a negative completion result: class, errno and text as from the system call itself."""
     return OSError(-result, os.strerror(-result))
+
+
+# What ends a call that has done a part of its work: it answers that part. The next checkpoint raises again.
+ENDED: Final = (trio.Cancelled, trio.ClosedResourceError, KeyboardInterrupt)
+
+
+def put_off(error: BaseException) -> None:
+    """For who answers a part in place of one of `ENDED`: what Trio would not raise again by itself, it does."""
+    if isinstance(error, KeyboardInterrupt):
+        GLOBAL_RUN_CONTEXT.runner.deliver_ki()
 
 
 def raise_closed() -> NoReturn:
@@ -197,7 +207,11 @@ class Operation:
         completion, so that who asks for its memory back then does not depend on the garbage collector.
       raise_cancel: raises why the operation was asked to end, a cancel or a close; None as long as nobody asked.
       result, flags: those of the completion, once there is one.
+      kinds: what it is called where no frame of its task has the opcode (`_observe`): if it reads, and if it writes. None
+        where that is the name of the class.
     """
+
+    kinds: ClassVar[tuple[str, str] | None] = None
 
     __slots__ = (
         "fd",
@@ -303,8 +317,9 @@ class Operation:
         if not self._without_effect(result):
             raise os_error(result)
         try:
-            if result == -errno.EAGAIN and self.waiters is not None and self.raise_cancel is None:
-                # A non-blocking descriptor that the kernel handed to a worker (F20).
+            if result in (-errno.EAGAIN, -errno.ENOBUFS) and self.waiters is not None and self.raise_cancel is None:
+                # A non-blocking descriptor that the kernel handed to a worker (F20). Or no provided buffer was free, which
+                # the kernel asks for before it looks for data: whoever waits does so without memory of its own.
                 await self.manager.wait_ready(self.fd, self.waiters)
         finally:
             self.manager.forget(self, self.manager.between)
@@ -397,6 +412,8 @@ class SocketTransfer(Operation):
       data: what was received; None where the completion brought none.
       ring: what `tu_recv` and `tu_send` take.
     """
+
+    kinds = ("recv", "send")
 
     __slots__ = ("data", "ring", "size")
 

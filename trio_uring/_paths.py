@@ -18,7 +18,8 @@ Cancellation
 What changes nothing (stat, reading) can be cancelled anywhere. What changes something is one entry wherever the kernel has
 one, and then its completion decides: `mkdir` cancelled has made the directory and says so, or has not. Where it takes
 several (mkdir with parents, writing a whole file), a cancel counts until the first of them has had an effect. From there on
-they are shielded, because pathlib's callers do not know half a call; it takes as long as it takes today.
+nothing ends them, KeyboardInterrupt no more than a cancel (`Steadfast`), because pathlib's callers do not know half a call; it
+takes as long as it takes today.
 
 Whole files
 ===========
@@ -43,6 +44,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
+from trio.lowlevel import Abort, RaiseCancelT
 
 from ._anyio_files import manager_on_trio
 from ._files import ASIDE, AT_FDCWD, CURRENT, IOSQE_ASYNC, open_fd
@@ -110,6 +112,38 @@ class Named(Operation):
             raise OSError(-self.result, os.strerror(-self.result), *self.names)
 
 
+class Steadfast(Operation):
+    """What a call does after its first effect: it goes on to its end, as the thread does in which pathlib runs otherwise.
+
+    In place of a shield, which is none against KeyboardInterrupt: that stays pending, until after the call.
+    """
+
+    __slots__ = ()
+
+    @trio.lowlevel.enable_ki_protection
+    async def finish(
+        self, opcode: int, addr: Any, length: int, offset: int = 0, op_flags: int = 0, sqe_flags: int = 0
+    ) -> int:
+        """`perform`, without its cancel points."""
+        while True:
+            user_data = self.manager.next_user_data()
+            self.manager.ring.queue(opcode, user_data, self.fd, addr, length, offset, op_flags, sqe_flags)
+            await self.asleep(user_data)
+            if self.result >= 0:
+                return self.result
+            await self.failed()
+
+    def abort(self, raise_cancel: RaiseCancelT) -> Abort:
+        """Trio's abort_fn. What it was to end is raised by the next checkpoint."""
+        return Abort.FAILED
+
+
+class SteadfastNamed(Named, Steadfast):
+    """Both."""
+
+    __slots__ = ()
+
+
 def _memory(path: str) -> Any:
     return ffi.new("char[]", os.fsencode(path))
 
@@ -126,10 +160,14 @@ async def _one_path(
     audited: tuple[int, ...],
     length: int = 0,
     flags: int = 0,
+    begun: bool = False,
 ) -> None:
     sys.audit(event, path, *audited)
     memory = _memory(path)
-    await Named(manager, (path,), memory).perform(opcode, memory, length, 0, flags)
+    if begun:
+        await SteadfastNamed(manager, (path,), memory).finish(opcode, memory, length, 0, flags)
+    else:
+        await Named(manager, (path,), memory).perform(opcode, memory, length, 0, flags)
 
 
 async def _two_paths(
@@ -216,13 +254,18 @@ async def samefile(manager: UringIOManager, path: str, other_path: str | pathlib
 
 
 async def mkdir(
-    manager: UringIOManager, path: str, mode: int = 0o777, parents: bool = False, exist_ok: bool = False
+    manager: UringIOManager,
+    path: str,
+    mode: int = 0o777,
+    parents: bool = False,
+    exist_ok: bool = False,
+    begun: bool = False,
 ) -> Answer:
-    """Path.mkdir."""
+    """Path.mkdir; its first effect has been if it has `begun`."""
     if not 0 <= mode <= 0o7777:
         return NotImplemented
     try:
-        await _one_path(manager, "os.mkdir", OP_MKDIRAT, path, (mode, -1), length=mode)
+        await _one_path(manager, "os.mkdir", OP_MKDIRAT, path, (mode, -1), length=mode, begun=begun)
     except FileNotFoundError:
         parent = str(pathlib.PurePosixPath(path).parent)
         if not parents or parent == path:
@@ -230,12 +273,11 @@ async def mkdir(
         answer = await mkdir(manager, parent, parents=True, exist_ok=True)
         if answer is NotImplemented:
             return answer
-        # A cancel would leave half of what was asked for.
-        with trio.CancelScope(shield=True):
-            return await mkdir(manager, path, mode, exist_ok=exist_ok)
+        return await mkdir(manager, path, mode, exist_ok=exist_ok, begun=True)
     except OSError:
         # Not only EEXIST: the kernel may say EACCES or EROFS of a directory that is there.
-        answer = exist_ok and await is_dir(manager, path)
+        with trio.CancelScope(shield=begun):
+            answer = exist_ok and await is_dir(manager, path)
         if answer is NotImplemented:
             return answer
         if not answer:
@@ -291,12 +333,20 @@ async def touch(manager: UringIOManager, path: str, mode: int = 0o666, exist_ok:
 
 
 async def _transfer(
-    manager: UringIOManager, opcode: int, fd: int, memory: Any, length: int, skip: int = 0, offset: int = CURRENT
+    manager: UringIOManager,
+    opcode: int,
+    fd: int,
+    memory: Any,
+    length: int,
+    skip: int = 0,
+    offset: int = CURRENT,
+    begun: bool = False,
 ) -> int:
     """One read or write of what is in `memory`, from `skip` on. The operation keeps `memory`: a pointer into it owns nothing."""
-    aside = IOSQE_ASYNC if length >= ASIDE else 0
-    operation = Operation(manager, fd, memory, None)
-    return await operation.perform(opcode, memory + skip, min(length, MOST), offset, sqe_flags=aside)
+    size, aside = min(length, MOST), IOSQE_ASYNC if length >= ASIDE else 0
+    if begun:
+        return await Steadfast(manager, fd, memory, None).finish(opcode, memory + skip, size, offset, 0, aside)
+    return await Operation(manager, fd, memory, None).perform(opcode, memory + skip, size, offset, 0, aside)
 
 
 async def _to_the_end(manager: UringIOManager, fd: int, pieces: list[bytes], position: int | None) -> bytes:
@@ -374,14 +424,15 @@ async def _write_whole(manager: UringIOManager, path: str, data: Any) -> None:
     fd = await open_fd(manager, path, WRITING)
     try:
         regular = modes.S_ISREG(os.fstat(fd).st_mode)
-        # A file has lost its contents: cancelled now, it would stay without. A pipe has had nothing yet.
-        with trio.CancelScope(shield=regular) as scope, Lent(ffi.from_buffer(data)) as memory:
+        # A file has lost its contents: ended now, it would stay without. A pipe has had nothing yet.
+        begun = regular
+        with Lent(ffi.from_buffer(data)) as memory:
             done, size = 0, len(memory)
             while done < size:
                 # After a short write the kernel may not have moved the file's position (see BinaryFile._write).
                 offset = done if regular else CURRENT
-                done += await _transfer(manager, OP_WRITE, fd, memory, size - done, done, offset)
-                scope.shield = True
+                done += await _transfer(manager, OP_WRITE, fd, memory, size - done, done, offset, begun)
+                begun = True
     except BaseException:
         os.close(fd)
         raise
@@ -389,8 +440,7 @@ async def _write_whole(manager: UringIOManager, path: str, data: Any) -> None:
         os.close(fd)
     else:
         # Over a network this may take time, and fail.
-        with trio.CancelScope(shield=True):
-            await Operation(manager, fd, None, None).perform(OP_CLOSE, None, 0)
+        await Steadfast(manager, fd, None, None).finish(OP_CLOSE, None, 0)
 
 
 async def write_bytes(manager: UringIOManager, path: str, data: Any) -> Answer:

@@ -20,7 +20,6 @@ statx(2), STATX_DIOALIGN, kernel 6.1; a file system that does not tell is left t
 from __future__ import annotations
 
 import errno
-import functools
 import mmap
 import operator
 import os
@@ -33,7 +32,7 @@ import trio
 from trio.lowlevel import Task
 
 from ._manager import HasFileno, UringIOManager
-from ._operation import GLOBAL_RUN_CONTEXT, Operation, os_error
+from ._operation import ENDED, GLOBAL_RUN_CONTEXT, Operation, os_error, put_off
 from ._ring import OP_FALLOCATE, OP_FSYNC, OP_READ, OP_STATX, OP_WRITE, OP_WRITEV, ffi, lib
 from ._sockets import MOST, address_of, ring_manager
 
@@ -156,14 +155,6 @@ def alignment_of(fd: int) -> tuple[int, int]:
     return found.dio_mem_align or 1, found.dio_offset_align or 1
 
 
-def all_aligned(want: tuple[int, int], *columns: Iterable[int]) -> bool:
-    """Whether `check_aligned` has nothing to say of any of these offsets, lengths and (the third) addresses."""
-    units = (want[1], want[1], want[0])
-    return not any(
-        functools.reduce(operator.or_, column, 0) % unit for column, unit in zip(columns, units, strict=False)
-    )
-
-
 def check_aligned(want: tuple[int, int], length: int, offset: int, address: int = 0, where: str = "") -> None:
     """ValueError for what O_DIRECT would answer with EINVAL (F37)."""
     for name, value, unit in (("offset", offset, want[1]), ("length", length, want[1]), ("address", address, want[0])):
@@ -284,9 +275,10 @@ async def transfer_whole(
         else:
             try:
                 await transfer.failed()
-            except (trio.Cancelled, trio.ClosedResourceError):
+            except ENDED as error:
                 if not done or opcode == OP_READ:
                     raise
+                put_off(error)
                 return done
             finally:
                 transfer.keep = None
@@ -464,13 +456,13 @@ async def writev_at(file: File, buffers: Iterable[Any], offset: int) -> int:
     while True:
         try:
             if manager is None:
-                views = [ffi.buffer(start, size) for start, size in _vector(memory, done)]
-                result = await trio.to_thread.run_sync(os.pwritev, fd, views, offset + done)
+                result = await _writev_in_thread(fd, memory, done, offset + done)
             else:
                 result = await _writev(manager, fd, memory, done, offset + done)
-        except (trio.Cancelled, trio.ClosedResourceError):
+        except ENDED as error:
             if not done:
                 raise
+            put_off(error)
             break
         done += result
         if done == total or not result:
@@ -495,6 +487,16 @@ def _vector(memory: Sequence[Any], skip: int) -> list[tuple[Any, int]]:
         if not room or len(vector) == _IOV_MAX:
             break
     return vector
+
+
+async def _writev_in_thread(fd: int, memory: Sequence[Any], skip: int, offset: int) -> int:
+    views = [ffi.buffer(start, size) for start, size in _vector(memory, skip)]
+    try:
+        return await trio.to_thread.run_sync(os.pwritev, fd, views, offset)
+    except BaseException:
+        for part in memory:
+            ffi.release(part)
+        raise
 
 
 async def _writev(manager: UringIOManager, fd: int, memory: Sequence[Any], skip: int, offset: int) -> int:

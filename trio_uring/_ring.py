@@ -32,6 +32,7 @@ try:
     from ._ffi import lib as lib
 
     lib.tu_add_calls(b"trio_uring._ffi")
+    from ._ffi import tu_pairs as tu_pairs
     from ._ffi import tu_recv as tu_recv
     from ._ffi import tu_send as tu_send
 except ImportError as missing:  # told at the first use, so that importing the package works everywhere
@@ -40,6 +41,7 @@ except ImportError as missing:  # told at the first use, so that importing the p
 else:
     _shim_missing = None
 
+STRAY_DATA: Final = 2
 FIRST_USER_DATA: Final = 16
 
 # Names and numbers are the kernel's: include/uapi/linux/io_uring.h, io_uring_enter(2).
@@ -69,6 +71,7 @@ OP_UNLINKAT: Final = 36
 OP_MKDIRAT: Final = 37
 OP_SYMLINKAT: Final = 38
 OP_LINKAT: Final = 39
+OP_FTRUNCATE: Final = 55  # kernel 6.9
 
 CQE_F_BUFFER: Final = 1 << 0
 CQE_F_MORE: Final = 1 << 1
@@ -340,7 +343,8 @@ class Ring:
               None waits for ever.
 
         Returns None if the timeout expired, else the completions as user_data, res, flags, user_data, res, flags, …; an
-        empty list if the wait ended for another reason (`wake`, a signal).
+        empty list if the wait ended for another reason (`wake`, a signal). A completion of an entry that is not in flight,
+        because it has come twice, is in no counter, and told as STRAY_DATA, the user_data that it came with, flags.
 
         From another thread: sleeps until the owner has something to reap or the timeout expires, and answers [] or None.
         The first such call answers [] at once, because the owner must first arrange in its next `wait` to be watched.

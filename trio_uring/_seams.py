@@ -651,7 +651,7 @@ USED: Final = {
         "_schedule_points",
     ),
     "trio._core._run.CancelStatus": ("effectively_cancelled",),
-    "trio._core._run.Runner": ("instruments", "io_manager", "ki_pending", "runq", "tasks"),
+    "trio._core._run.Runner": ("deliver_ki", "instruments", "io_manager", "ki_pending", "runq", "tasks"),
     "trio._file_io": ("_FILE_ASYNC_METHODS", "_FILE_SYNC_ATTRS"),
     "trio._file_io.AsyncIOWrapper": ("_wrapped",),
     "trio._core._traps.WaitTaskRescheduled": ("abort_func",),

@@ -147,6 +147,9 @@ async def _received_nothing(receive: SocketTransfer, sock: stdlib_socket.socket,
         await receive.failed()
     elif receive.raise_cancel is not None:
         receive.raise_cancel()
+    elif sock.fileno() >= 0:
+        # The kernel asks for a buffer before it looks for data: whoever waits does so without memory of its own.
+        await receive.manager.wait_ready(sock.fileno(), receive.manager.readers)
     return await _receive_unpooled(receive.manager, sock, most)
 
 

@@ -10,8 +10,8 @@ A splice always runs in one of the kernel's workers, which looks up the source's
 meanwhile could have given the number to another file (F17), so the entry names a duplicate that nobody else closes.
 
 What was moved is never in doubt. A call that is cancelled after a part of the data is at the target answers the number of
-bytes that are there, and the next checkpoint raises Cancelled; Cancelled itself means none. Offsets are explicit, so what was
-in the pipe then is in the source still.
+bytes that are there, and the next checkpoint raises Cancelled; Cancelled itself means none, and so does KeyboardInterrupt.
+Offsets are explicit, so what was in the pipe then is in the source still.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import trio
 from trio._socket import _SocketType
 
 from ._manager import UringIOManager
-from ._operation import Operation
+from ._operation import ENDED, Operation, put_off
 from ._positional import File, descriptor, kind, pinned, span, transfer_whole, whole_number
 from ._ring import OP_READ, OP_SPLICE, OP_WRITE, ffi
 from ._sockets import MOST, ring_manager
@@ -182,9 +182,10 @@ async def _through_pipe(
                 moved = await move_on(pipe, filled, done)
                 filled -= moved
                 done += moved
-    except (trio.Cancelled, trio.ClosedResourceError):
+    except ENDED as error:
         if not done:
             raise
+        put_off(error)
     finally:
         pipe.close()
     return done
@@ -322,9 +323,10 @@ async def _sendfile_on_epoll(
             if not sent:
                 break
             done += sent
-    except (trio.Cancelled, trio.ClosedResourceError):
+    except ENDED as error:
         if not done:
             raise
+        put_off(error)
     return done
 
 
@@ -386,9 +388,10 @@ async def _copy_with_buffer(
             done += written
             if written < size:
                 break
-    except (trio.Cancelled, trio.ClosedResourceError):
+    except ENDED as error:
         if not done:
             raise
+        put_off(error)
     return done
 
 
@@ -414,7 +417,8 @@ async def _copy_on_epoll(fds: tuple[int, int], limit: int | None, offset_source:
             if not copied:
                 break
             done += copied
-    except trio.Cancelled:
+    except ENDED as error:
         if not done:
             raise
+        put_off(error)
     return done

@@ -56,6 +56,8 @@ from ._ring import (
     OP_CONNECT,
     OP_FALLOCATE,
     OP_FSYNC,
+    OP_LINKAT,
+    OP_MKDIRAT,
     OP_NOP,
     OP_OPENAT,
     OP_POLL_ADD,
@@ -63,15 +65,19 @@ from ._ring import (
     OP_READV,
     OP_RECV,
     OP_RECVMSG,
+    OP_RENAMEAT,
     OP_SEND,
     OP_SENDMSG,
     OP_SHUTDOWN,
+    OP_SPLICE,
     OP_STATX,
+    OP_SYMLINKAT,
     OP_TIMEOUT,
     OP_UNLINKAT,
     OP_WRITE,
     OP_WRITEV,
     POLL_ADD_MULTI,
+    STRAY_DATA,
     BufferRing,
     Ring,
     RingCounters,
@@ -86,11 +92,14 @@ _WAKE_DATA: Final = 0  # the shim's own user_data, as in ffi/uring.h
 _IGNORED_DATA: Final = 1
 _MOST_AT_ONCE: Final = 4096
 
+_OP_FTRUNCATE: Final = 55  # kernel 6.9
+
 _IOSQE_ASYNC: Final = 1 << 4
 _IOSQE_CQE_SKIP_SUCCESS: Final = 1 << 6
 _KNOWN_FLAGS: Final = IOSQE_BUFFER_SELECT | _IOSQE_ASYNC | _IOSQE_CQE_SKIP_SUCCESS
 _RECVSEND_POLL_FIRST: Final = 1 << 0
 _TIMEOUT_ABS: Final = 1 << 0
+_SPLICE_F_NONBLOCK: Final = 2
 _CURRENT_POSITION: Final = (1 << 64) - 1
 _STATX_SIZE: Final = 256
 _TIMESPEC_SIZE: Final = 16
@@ -193,6 +202,7 @@ class _Entry:
     flags: int = 0
     ioprio: int = 0
     buf_index: int = 0
+    file_index: int = 0
     file: int = -1  # the request's own reference to the file
     hold: int = 0  # rounds for which it is left alone
     armed: bool = False  # waits in the epoll instance
@@ -317,6 +327,17 @@ def _timeout(e: _Entry) -> int:
     return _call("timerfd_settime", e.file, e.op_flags, ctypes.addressof(spec), 0) or -errno.EAGAIN
 
 
+def _splice(e: _Entry) -> int:
+    """Never waits: where the kernel's worker would, because a descriptor blocks, it answers -EAGAIN too."""
+    places = [ctypes.c_int64(ctypes.c_int64(place).value) for place in (e.addr, e.offset)]
+    where = [0 if place.value == -1 else ctypes.addressof(place) for place in places]
+    return _call("splice", e.file_index, where[0], e.file, where[1], e.length, e.op_flags | _SPLICE_F_NONBLOCK)
+
+
+def _two_paths(e: _Entry) -> list[_Span]:
+    return [*_path(e.addr), *_path(e.offset)]
+
+
 def _span(address: int, length: int, written: bool) -> list[_Span]:
     return [_Span(address, length, written)] if address and length else []
 
@@ -399,7 +420,28 @@ _OPERATIONS: Final[dict[int, _Operation]] = {
     OP_WRITE: _Operation(lambda e: _positioned("write", e), _OUT, _write_buffer),
     OP_SEND: _Operation(lambda e: _streamed("send", e), _OUT, _write_buffer),
     OP_RECV: _Operation(lambda e: _streamed("recv", e), _IN, _read_buffer),
+    OP_SPLICE: _Operation(_splice),
     OP_SHUTDOWN: _Operation(lambda e: _call("shutdown", e.file, e.length)),
+    OP_RENAMEAT: _Operation(
+        lambda e: _call("renameat2", e.fd, e.addr, ctypes.c_int(e.length).value, e.offset, e.op_flags),
+        0,
+        _two_paths,
+        on_file=False,
+    ),
+    OP_MKDIRAT: _Operation(
+        lambda e: _call("mkdirat", e.fd, e.addr, e.length),
+        0,
+        lambda e: _path(e.addr),
+        on_file=False,
+    ),
+    OP_SYMLINKAT: _Operation(lambda e: _call("symlinkat", e.addr, e.fd, e.offset), 0, _two_paths, on_file=False),
+    OP_LINKAT: _Operation(
+        lambda e: _call("linkat", e.fd, e.addr, ctypes.c_int(e.length).value, e.offset, e.op_flags),
+        0,
+        _two_paths,
+        on_file=False,
+    ),
+    _OP_FTRUNCATE: _Operation(lambda e: _call("ftruncate", e.file, e.offset)),
 }
 
 _SOCKET_ONLY: Final = frozenset({OP_SENDMSG, OP_RECVMSG, OP_SEND, OP_RECV})
@@ -573,7 +615,9 @@ class SimulatedRing(Ring):
         file_index: int = 0,
     ) -> None:
         address = 0 if addr is None else int(ffi.cast("uintptr_t", addr))
-        self._queue(_Entry(opcode, user_data, fd, address, length, offset, op_flags, flags, ioprio, buf_index))
+        self._queue(
+            _Entry(opcode, user_data, fd, address, length, offset, op_flags, flags, ioprio, buf_index, file_index)
+        )
 
     def poll(self, fd: int, events: int, user_data: int) -> None:
         self._queue(_Entry(OP_POLL_ADD, user_data, fd, op_flags=events))
@@ -735,6 +779,9 @@ class SimulatedRing(Ring):
             if user_data == _WAKE_DATA:
                 self._wake_armed = False
             if user_data < FIRST_USER_DATA:
+                continue
+            if not last and not flags & CQE_F_MORE:
+                out += (STRAY_DATA, ctypes.c_int64(user_data).value, flags)
                 continue
             if flags & CQE_F_BUFFER and self._buffers is not None:
                 self._buffers._lent.append(flags >> CQE_BUFFER_SHIFT)

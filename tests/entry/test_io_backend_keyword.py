@@ -46,7 +46,7 @@ def guest_run(async_fn: Callable[..., Any], *args: object, **options: Any) -> An
         async_fn, *args, run_sync_soon_threadsafe=callbacks.put, done_callback=results.append, **options
     )
     while not results:
-        callbacks.get(timeout=60)()
+        callbacks.get(timeout=200)()
     return results[0].unwrap()
 
 
@@ -147,7 +147,7 @@ def test_a_name_from_before_the_import_follows_the_environment(monkeypatch: pyte
 def test_each_thread_has_its_own_choice() -> None:
     wanted = ["uring", "epoll", "auto", "uring", "epoll"]
     found: list[object] = [None] * len(wanted)
-    together = threading.Barrier(len(wanted), timeout=60)
+    together = threading.Barrier(len(wanted), timeout=200)
 
     async def meet() -> object:
         await trio.to_thread.run_sync(together.wait)

@@ -85,14 +85,22 @@ class Tests:
                 self.passed.add(name)
 
 
+def step(text: str) -> None:
+    """Says what goes on, to standard error; the results alone are standard output."""
+    print(f"… {text}", file=sys.stderr, flush=True)
+
+
 def hold(version: str, wheel: Path, directory: Path) -> bool:
     """Whether one version of Trio works; prints a line that says so, and what failed."""
     began = time.monotonic()
+    step(f"trio {version}: an environment of its own")
     check(run(sys.executable, "-m", "venv", directory / "venv"))
     python = directory / "venv" / "bin" / "python"
     check(run(python, "-m", "pip", "install", "-q", f"trio=={version}.*", wheel, *NEEDS))
     trios = ("-p", "trio._tests.pytest_plugin", "--pyargs", *TRIOS_TESTS)
+    step(f"trio {version}: its tests on epoll")
     epoll = Tests(python, directory, *trios)
+    step(f"trio {version}: {len(epoll.passed)} passed; its tests on the ring, and the ways in")
     ring = Tests(*(python, directory, "-p", "no_epoll", "--trio-io-backend=uring", *trios), PYTHONPATH=str(HERE))
     ways_in = Tests(python, directory, "--rootdir", str(HERE), *(str(HERE / name) for name in WAYS_IN))
     worse = {name for name in ring.failed - epoll.failed if not name.endswith(f"::{NAMES_TRIOS_BACKENDS}")}

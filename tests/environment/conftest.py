@@ -1,9 +1,10 @@
-"""The hold of each test on the machine's sysctls: some tests forbid io_uring to everybody for a moment."""
+"""The hold of each test on the machine's sysctls: some tests forbid io_uring to everybody for a moment, where that is allowed."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,11 @@ echo $said
 read line
 for each in $before; do echo "${each#*=}" > "${each%=*}"; done
 """
+
+
+def may_set_sysctls() -> bool:
+    """Whether a test may change them: root's to say, since they bind every program on the machine (`make faults` does)."""
+    return bool(os.environ.get("TRIO_URING_TEST_SYSCTL")) and os.access(DISABLED, os.W_OK)
 
 
 class Sysctls:

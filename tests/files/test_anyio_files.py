@@ -711,7 +711,7 @@ def in_child(program: str, *arguments: object) -> None:
         cwd="/",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert not done.stderr

@@ -10,6 +10,7 @@ import errno
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 import trio
 import trio.testing
 
+import trio_uring
 from trio_uring import _files
 from trio_uring._sockets import ring_manager
 
@@ -114,7 +116,9 @@ def test_no_permission(tmp_path: Path) -> None:
         "        print(error)\n"
         "trio.run(main, io_backend='uring')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program, path], capture_output=True, text=True, check=True, timeout=200
+    )
     assert done.stdout == f"[Errno 13] Permission denied: {str(path)!r}\n"
 
 
@@ -289,6 +293,116 @@ def test_a_full_filesystem(tmp_path: Path) -> None:
             assert text.closed
 
     on_ring(main)
+
+
+@pytest.mark.parametrize("mode", ["wb", "w"])
+@pytest.mark.parametrize("buffering", [-1, 0])
+def test_a_device_that_is_full_is_as_with_the_builtin(mode: str, buffering: int) -> None:
+    """ENOSPC of /dev/full, which a thread serves."""
+    if mode == "w" and not buffering:
+        buffering = 1
+    data: Any = "line\n" * 3000 if mode == "w" else b"line\n" * 3000
+
+    async def main() -> None:
+        oracle = builtin("/dev/full", mode, buffering)
+        file: Any = await trio.open_file("/dev/full", mode, buffering)
+        for _ in range(2):
+            theirs = outcome_now(oracle.write, data)
+            assert await outcome(file.write, data) == theirs
+            assert await outcome(file.flush) == outcome_now(oracle.flush)
+        assert await outcome(file.aclose) == outcome_now(oracle.close)
+        assert theirs == (OSError, errno.ENOSPC, "[Errno 28] No space left on device")
+
+    on_ring(main)
+
+
+# ------------------------------------------------------------------ what the device cannot give
+
+
+BLOCK = 4096
+
+
+@contextlib.contextmanager
+def damaged(folder: Path) -> Iterator[tuple[Path, int]]:
+    """A file of which the device has lost a part, and where that begins: EIO for who reads there.
+
+    Where root may mount one: ext4 on a loop device whose backing file is cut short, read as a regular file by the ring. Else this
+    process's own memory, which has nothing at its first page.
+    """
+    image, mounted = folder / "image", folder / "mounted"
+    image.write_bytes(b"")
+    os.truncate(image, 16 << 20)
+    mounted.mkdir()
+    make = ["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,nodiscard", str(image)]
+    mount = ["mount", "-o", "loop", str(image), str(mounted)]
+    if (
+        os.geteuid()
+        or shutil.which("mkfs.ext4") is None
+        or any(subprocess.run(command, capture_output=True).returncode for command in (make, mount))
+    ):
+        yield Path("/proc/self/mem"), 0
+        return
+    try:
+        path = mounted / "file"
+        path.write_bytes(b"x" * (4 << 20))
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # the page cache would know it still
+        os.truncate(image, BLOCK)
+        yield path, 3 << 20
+    finally:
+        subprocess.run(["umount", "-l", str(mounted)], check=True)
+
+
+def test_eio_is_as_with_the_builtin(tmp_path: Path) -> None:
+    """A block that the device has lost: each way to read it fails alike, and leaves the position where the builtin leaves it."""
+
+    async def main() -> None:
+        with damaged(tmp_path) as (path, place):
+            with builtin(path, "rb", 0) as oracle:
+                oracle.seek(place)
+                theirs = outcome_now(oracle.read, BLOCK)
+                assert theirs == (OSError, errno.EIO, "[Errno 5] Input/output error")
+                position = oracle.tell()
+            for buffering in (0, -1):
+                file: Any
+                async with await trio.open_file(path, "rb", buffering) as file:
+                    await file.seek(place)
+                    assert await outcome(file.read, BLOCK) == theirs
+                    assert await outcome(file.readinto, bytearray(BLOCK)) == theirs
+                    assert await file.tell() == position
+                    assert await outcome(trio_uring.read_at, file, BLOCK, place) == theirs
+                    found = await trio_uring.read_many(file, [(place, BLOCK), (place + BLOCK, BLOCK)])
+                    assert [(type(one), getattr(one, "errno", None)) for one in found] == [theirs[:2]] * 2
+            if path.name == "file":
+                assert await outcome(trio.Path(path).read_bytes) == outcome_now(path.read_bytes) == theirs
+                async with await trio.open_file(path, "r") as text:
+                    with pytest.raises(OSError, match="Input/output error"):
+                        async for _ in text:
+                            pass
+
+    on_ring(main)
+
+
+def test_a_terminal_whose_other_end_has_gone(tmp_path: Path) -> None:
+    """EIO, as with the builtin: for who opens it, and for who writes."""
+    master, slave = os.openpty()
+    name = os.ttyname(slave)
+
+    async def main() -> None:
+        async with await trio.open_file(slave, "wb", 0, closefd=False) as file:
+            os.close(master)
+            theirs = outcome_now(os.write, slave, b"x")
+            assert await outcome(file.write, b"x") == theirs
+            assert theirs[:2] == (OSError, errno.EIO)
+        with pytest.raises(OSError) as expected:  # noqa: PT011
+            builtin(name, "wb", 0)
+        with pytest.raises(OSError) as found:  # noqa: PT011
+            await trio.open_file(name, "wb", 0)
+        assert described(found.value) == described(expected.value)
+
+    on_ring(main)
+    os.close(slave)
 
 
 # ------------------------------------------------------------------ files that change
@@ -502,6 +616,6 @@ def test_an_interrupt_in_the_middle_of_writing_leaves_the_file_whole(tmp_path: P
         "    print(written)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "file"], timeout=60, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, tmp_path / "file"], timeout=200, capture_output=True, text=True, check=True
     )
     assert (tmp_path / "file").read_bytes() == b"0123456789" * (int(done.stdout) // 10)

@@ -122,7 +122,7 @@ def test_a_name_bound_after_the_import_is_served(tmp_path: Path, threads: Thread
     )
     path = tmp_path / "file"
     path.write_text("text")
-    subprocess.run([sys.executable, "-c", program, path], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program, path], check=True, timeout=200)
 
 
 def test_the_object_is_trios(tmp_path: Path) -> None:
@@ -525,7 +525,7 @@ def test_a_file_left_open_at_exit_is_written(tmp_path: Path) -> None:
         "    await file.write('data')\n"
         "trio.run(main, io_backend='uring')\n"
     )
-    subprocess.run([sys.executable, "-c", program, tmp_path / "file"], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program, tmp_path / "file"], check=True, timeout=200)
     assert (tmp_path / "file").read_text() == "data"
 
 
@@ -540,7 +540,7 @@ def test_what_was_flushed_survives_the_death_of_the_process(promise: str, tmp_pa
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "trio.run(main, io_backend='uring')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, tmp_path / "file"], timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "file"], timeout=200)
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "file").read_text() == "data" * 1000
 
@@ -634,7 +634,7 @@ def test_an_audit_hook_prevents_the_opening(tmp_path: Path) -> None:
         "trio.run(main, io_backend='uring')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "file"], timeout=60, capture_output=True, text=True
+        [sys.executable, "-c", program, tmp_path / "file"], timeout=200, capture_output=True, text=True
     )
     assert done.stdout == "not this one\n"
     assert not (tmp_path / "file").exists()

@@ -7,17 +7,20 @@ Knows the public interface, pathlib as the oracle, and the name through which Tr
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import inspect
 import io
 import os
 import pathlib
 import pickle
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, ClassVar, TypeAlias
 
 import hypothesis
@@ -592,6 +595,128 @@ def test_writing_is_whole_or_has_not_begun(size: int, here: pathlib.Path, ring: 
                 assert (here / "file").read_bytes() == (old if scope.cancelled_caught else new)
 
     run(main, io_backend=ring)
+
+
+@trio.lowlevel.enable_ki_protection
+async def interrupt_when(reached: Callable[[], bool]) -> None:
+    """Ctrl-C in the first turn of the loop in which that is so."""
+    while not reached():
+        await trio.lowlevel.cancel_shielded_checkpoint()
+    signal.raise_signal(signal.SIGINT)
+
+
+def interrupted(reached: Callable[[], bool], call: Callable[[], Awaitable[object]], io_backend: Backend) -> bool:
+    """Whether the interrupt came out of the call; else the call returned, and it came afterwards."""
+    out_of_the_call = False
+
+    async def main() -> None:
+        nonlocal out_of_the_call
+        trio.lowlevel.spawn_system_task(interrupt_when, reached)
+        try:
+            await call()
+        except KeyboardInterrupt:
+            out_of_the_call = True
+            raise
+        await trio.sleep_forever()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main, io_backend=io_backend)
+    return out_of_the_call
+
+
+@pytest.mark.usefixtures("descriptors_flat")
+@pytest.mark.parametrize("size", [10, 3_000_000])
+@pytest.mark.parametrize("method", ["write_bytes", "write_text"])
+def test_an_interrupt_does_not_leave_a_file_without_its_contents(
+    method: str, size: int, here: pathlib.Path, ring: Backend
+) -> None:
+    """In the turn in which the file has lost its old contents, and no write has reached the kernel: a shield is none against
+    KeyboardInterrupt, but the thread that Trio would have used goes on to its end.
+    """
+    path, new = here / "file", b"n" * size
+    path.write_bytes(b"old contents")
+    data = new if method == "write_bytes" else new.decode()
+    assert not interrupted(lambda: not path.stat().st_size, lambda: getattr(trio.Path(path), method)(data), ring)
+    assert path.read_bytes() == new
+
+
+def after(turns: int) -> Callable[[], bool]:
+    """So many turns of the loop later."""
+    left = iter(range(turns))
+    return lambda: next(left, None) is None
+
+
+@pytest.mark.usefixtures("descriptors_flat")
+@pytest.mark.parametrize("size", [0, 10, 3_000_000])
+def test_an_interrupt_at_any_turn_leaves_the_old_contents_or_the_new(
+    size: int, here: pathlib.Path, ring: Backend
+) -> None:
+    """Invariants 1 and 10: it comes out of a call that has not begun, or after one that is whole."""
+    path, new = here / "file", b"n" * size
+    for turns in (*range(8), *range(8)):
+        path.write_bytes(b"old contents")
+        early = interrupted(after(turns), lambda: trio.Path(path).write_bytes(new), ring)
+        assert path.read_bytes() == (b"old contents" if early else new), turns
+
+
+@pytest.mark.usefixtures("descriptors_flat")
+def test_an_interrupt_after_a_pipe_has_had_a_part(here: pathlib.Path, ring: Backend) -> None:
+    """The rest follows."""
+    os.mkfifo("fifo")
+    data = os.urandom(300_000)
+    reader = os.open("fifo", os.O_RDONLY | os.O_NONBLOCK)
+    got = b""
+
+    def has_come() -> bool:
+        return bool(fcntl.ioctl(reader, termios.FIONREAD, b"\0\0\0\0").strip(b"\0"))
+
+    async def rest() -> None:
+        nonlocal got
+        await trio.testing.wait_all_tasks_blocked()  # the interrupt has come
+        while len(got) < len(data):
+            await trio.lowlevel.wait_readable(reader)
+            got += os.read(reader, 1 << 16)
+
+    async def write() -> None:
+        trio.lowlevel.spawn_system_task(rest)
+        await trio.Path("fifo").write_bytes(data)
+
+    assert not interrupted(has_come, write, ring)
+    os.close(reader)
+    assert got == data
+
+
+@pytest.mark.usefixtures("descriptors_flat")
+@pytest.mark.parametrize("method", ["read_bytes", "open"])
+def test_an_interrupt_of_a_fifo_that_nobody_writes_is_no_group(method: str, here: pathlib.Path, ring: Backend) -> None:
+    """It comes out as what it is, although two operations wait there for the one call."""
+    os.mkfifo("fifo")
+    assert interrupted(after(5), getattr(trio.Path("fifo"), method), ring)
+
+
+@pytest.mark.usefixtures("descriptors_flat")
+def test_a_cancel_of_a_fifo_that_nobody_writes_is_no_group(here: pathlib.Path, ring: Backend) -> None:
+    """The same."""
+    os.mkfifo("fifo")
+
+    async def main() -> None:
+        for turns in range(6):
+            async with trio.open_nursery() as nursery:
+                with trio.CancelScope() as scope:
+                    nursery.start_soon(ticks, turns, scope)
+                    with pytest.raises(trio.Cancelled) as caught:
+                        await trio.Path("fifo").read_bytes()
+                    raise caught.value
+
+    run(main, io_backend=ring)
+
+
+def test_an_interrupt_between_parents_leaves_all_of_them(here: pathlib.Path, ring: Backend) -> None:
+    """In the turn in which the first is there."""
+    assert not interrupted(
+        lambda: os.path.exists("a"), lambda: trio.Path("a/b/c/d").mkdir(parents=True, exist_ok=True), ring
+    )
+    assert os.path.isdir("a/b/c/d")
 
 
 def test_parents_are_all_made_or_none(here: pathlib.Path, ring: Backend) -> None:

@@ -467,6 +467,37 @@ def test_many_batches_of_many_tasks(backend: Backend, fd: int) -> None:
     run(backend, main)
 
 
+def test_requests_of_every_kind(backend: Backend, fd: int) -> None:
+    """Pairs of any kind, integers of any kind, and more than one piece of them."""
+
+    class Place:
+        def __init__(self, place: int) -> None:
+            self.place = place
+
+        def __index__(self) -> int:
+            return self.place
+
+    plain = [(i * 3, i % 50) for i in range(2500)]
+    kinds: list[Callable[[int, int], Any]] = [
+        lambda at, n: (at, n),
+        lambda at, n: [at, n],
+        lambda at, n: (Place(at), Place(n)),
+    ]
+    expected = [CONTENT[at : at + n] for at, n in plain]
+
+    async def main() -> None:
+        for kind in kinds:
+            requests = (kind(at, n) if i > 1500 else (at, n) for i, (at, n) in enumerate(plain))
+            assert await trio_uring.read_many(fd, requests) == expected
+        assert await trio_uring.read_many(fd, [(True, True)]) == [CONTENT[1:2]]
+        buffers = [bytearray(n) for _, n in plain]
+        places: list[Any] = [[Place(at), buffer] for (at, _), buffer in zip(plain, buffers, strict=True)]
+        assert await trio_uring.readinto_many(fd, places) == [n for _, n in plain]
+        assert buffers == expected
+
+    run(backend, main)
+
+
 def test_in_as_few_entries_as_the_ring_allows(fd: int) -> None:
     async def main() -> None:
         await blocked()
@@ -826,10 +857,22 @@ def test_memory_of_a_task_that_was_torn_down_stays_until_the_completion(ring: Ba
     arena.append(0)
 
 
-def test_guest_mode(fd: int) -> None:
+@pytest.fixture
+def as_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat every file as one with O_DIRECT: batches go by way of aligned pieces."""
+    from trio_uring import _batches
+
+    monkeypatch.setattr(_batches, "kind", lambda fd: 1)
+    monkeypatch.setattr(_batches, "alignment_of", lambda fd: (1, 1))
+
+
+@pytest.mark.parametrize("device", [False, True], ids=["", "device"])
+def test_guest_mode(fd: int, device: bool, request: pytest.FixtureRequest) -> None:
     """The worker thread sleeps while batches go on; their entries are the host thread's alone."""
     import queue
 
+    if device:
+        request.getfixturevalue("as_devices")
     todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
     ended: list[Any] = []
 
@@ -845,7 +888,7 @@ def test_guest_mode(fd: int) -> None:
             main, run_sync_soon_threadsafe=todo.put, done_callback=ended.append, io_backend=backend
         )
         while not ended:
-            todo.get(timeout=60)()
+            todo.get(timeout=200)()
         ended.pop().unwrap()
 
 
@@ -875,19 +918,9 @@ def test_direct_io(backend: Backend, tmp_path: Path) -> None:
         os.close(fd)
 
 
-@pytest.fixture
-def fed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Treat every file as one with O_DIRECT: batches get memory a little at a time, and go by way of aligned pieces."""
-    from trio_uring import _batches
-
-    monkeypatch.setattr(_batches, "kind", lambda fd: 1)
-    monkeypatch.setattr(_batches, "alignment_of", lambda fd: (1, 1))
-    monkeypatch.setattr(_batches, "_PIECE", 3)
-
-
-@pytest.mark.usefixtures("fed")
+@pytest.mark.usefixtures("as_devices")
 @pytest.mark.parametrize("depth", [1, 2, 5, 64])
-def test_memory_made_while_the_first_reads_are_in_flight(ring: Backend, fd: int, depth: int) -> None:
+def test_by_way_of_aligned_pieces(ring: Backend, fd: int, depth: int) -> None:
     pick = random.Random(depth)
     requests = [(pick.randrange(41_000), pick.randrange(500)) for _ in range(301)]
 
@@ -900,12 +933,10 @@ def test_memory_made_while_the_first_reads_are_in_flight(ring: Backend, fd: int,
     run(ring, main)
 
 
-@pytest.mark.usefixtures("fed")
+@pytest.mark.usefixtures("as_devices")
 @pytest.mark.parametrize("end", ["cancel", "close"])
 @pytest.mark.parametrize("stuck", [False, True], ids=["file", "pipe"])
-def test_the_end_of_a_batch_that_is_being_fed(
-    ring: Backend, fd: int, pipe: tuple[int, int], end: str, stuck: bool
-) -> None:
+def test_the_end_of_a_batch_of_a_device(ring: Backend, fd: int, pipe: tuple[int, int], end: str, stuck: bool) -> None:
     """At every tick of it: results, or nothing in flight and what was asked for is raised."""
     source = pipe[0] if stuck else fd
     requests = [(i, 2) for i in range(30)]

@@ -284,7 +284,7 @@ trio.run(main, io_backend="uring")
 """
     root = str(Path(_files.__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-c", program, str(path)], env={**os.environ, "PYTHONPATH": root}, timeout=60, check=False
+        [sys.executable, "-c", program, str(path)], env={**os.environ, "PYTHONPATH": root}, timeout=200, check=False
     )
     assert done.returncode == -signal.SIGKILL
     assert path.read_bytes() == "promised".encode("utf-16")

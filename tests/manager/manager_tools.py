@@ -34,7 +34,7 @@ from trio_uring._ring import OP_READ, ffi
 
 T = TypeVar("T")
 # Seconds after which something is taken to hang. Not a measure of speed: nothing here waits for it to expire.
-PATIENCE = 60
+PATIENCE = 200
 
 WHERE_THE_STREAM_IS = 2**64 - 1  # the offset -1 of io_uring_enter(2)
 

@@ -115,6 +115,9 @@ def test_a_tick_that_sleeps_enters_once(ring: Backend) -> None:
         trio.lowlevel.add_instrument(ticks)
         for _ in range(10):
             await trio.sleep(0.001)
+        # On a busy machine each of these may be over before it has begun.
+        while not any(ticks.entries):  # noqa: ASYNC110
+            await trio.sleep(0.01)
         trio.lowlevel.remove_instrument(ticks)
         assert max(ticks.entries) == 1
 

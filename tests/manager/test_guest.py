@@ -634,7 +634,7 @@ def test_f35_no_descriptor_left_for_the_sleep() -> None:
         except OSError:
             pass
         while not result:
-            todo.get(timeout=60)()
+            todo.get(timeout=200)()
         print(result[0].unwrap())
         """
     )

@@ -746,11 +746,13 @@ def test_f1_keyboard_interrupt_waits_for_the_completion() -> None:
             async def interrupts() -> None:
                 await blocked()
                 signal.raise_signal(signal.SIGINT)
-                await blocked()
-                gc.collect()
-                assert alive() is not None
-                assert [p.cancelled for p in ring.pending() if p.opcode == OP_READ] == [True]
-                ring.complete(only(ring), -errno.ECANCELED)
+                try:
+                    await blocked()
+                    gc.collect()
+                    assert alive() is not None
+                    assert [p.cancelled for p in ring.pending() if p.opcode == OP_READ] == [True]
+                finally:  # else the run would wait for ever, and the failure not be seen
+                    ring.complete(only(ring), -errno.ECANCELED)
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(interrupts)

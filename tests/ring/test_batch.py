@@ -9,6 +9,7 @@ import errno
 import mmap
 import os
 import random
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ GAP = 16
 
 
 class Batch:
-    """A batch: its memory lies in one arena, with canaries between the pieces."""
+    """A batch: its memory lies in one arena, with canaries between the pieces. With `bounce` as for a device: by way of pieces
+    for so many reads in flight, and into bytes objects."""
 
     def __init__(self, requests: Sequence[tuple[int, int]], skip: int = 0, bounce: int = 0) -> None:
         self.requests = requests
@@ -44,9 +46,10 @@ class Batch:
             place += length + GAP
         self.skip = skip
         self.addresses = array("Q", [base + place - skip for place in self.places])
-        self.bounce = memory(bounce * max(self.lengths)) if bounce else ffi.NULL
+        self.bounce = memory(2 * bounce * max(self.lengths)) if bounce else ffi.NULL
+        self.blocks: list[Any] = [None] * len(requests)
 
-    def start(self, ring: Ring, fd: int, window: int, user_data: int = BATCH, ready: int | None = None) -> int:
+    def start(self, ring: Ring, fd: int, window: int, user_data: int = BATCH) -> int:
         """Hand it to the ring."""
         return int(
             lib.tu_batch_read(
@@ -58,23 +61,26 @@ class Batch:
                 self.skip,
                 ffi.from_buffer("int32_t[]", self.results),
                 len(self.requests),
-                len(self.requests) if ready is None else ready,
                 window,
                 self.bounce,
                 max(self.lengths),
+                id(self.blocks),
                 user_data,
             )
         )
 
     def data(self, i: int) -> bytes:
         """What item i has read."""
+        if self.bounce:
+            return bytes(self.blocks[i])
         return bytes(self.arena[self.places[i] : self.places[i] + max(self.results[i], 0)])
 
     def untouched(self) -> bool:
         """Whether all canaries live, those behind short reads too."""
         expected = bytearray([CANARY]) * len(self.arena)
         for place, result in zip(self.places, self.results, strict=True):
-            expected[place : place + max(result, 0)] = self.arena[place : place + max(result, 0)]
+            if not self.bounce:
+                expected[place : place + max(result, 0)] = self.arena[place : place + max(result, 0)]
         return expected == self.arena
 
 
@@ -103,7 +109,10 @@ def settled(ring: Ring) -> bool:
     return bool(lib.tu_idle(ring._r) or not counters.inflight) and counters.submitted == counters.completed
 
 
-@pytest.mark.parametrize("bounce", [False, True])
+BOTH_WAYS = pytest.mark.parametrize("bounce", [False, True], ids=["", "device"])
+
+
+@BOTH_WAYS
 @pytest.mark.parametrize(("count", "window"), [(1, 1), (1, 64), (7, 3), (1000, 64), (5000, 100)])
 def test_one_completion_for_many_reads(
     ring: Ring, file: tuple[int, bytes], count: int, window: int, bounce: bool
@@ -147,8 +156,9 @@ def test_in_flight_until_it_is_handed_out(ring: Ring, pipe: tuple[int, int]) -> 
     assert settled(ring)
 
 
-def test_a_short_read_goes_on_where_it_stopped(ring: Ring, pipe: tuple[int, int]) -> None:
-    batch = Batch([(0, 10)])
+@BOTH_WAYS
+def test_a_short_read_goes_on_where_it_stopped(ring: Ring, pipe: tuple[int, int], bounce: bool) -> None:
+    batch = Batch([(0, 10)], bounce=bounce)
     assert batch.start(ring, pipe[0], 1) == 0
     for part in (b"0123", b"45", b"6789"):
         assert ring.wait(0) in (None, [])
@@ -158,8 +168,9 @@ def test_a_short_read_goes_on_where_it_stopped(ring: Ring, pipe: tuple[int, int]
     assert batch.untouched()
 
 
-def test_the_end_of_the_file_ends_a_short_read(ring: Ring, pipe: tuple[int, int]) -> None:
-    batch = Batch([(0, 10), (0, 10)])
+@BOTH_WAYS
+def test_the_end_of_the_file_ends_a_short_read(ring: Ring, pipe: tuple[int, int], bounce: bool) -> None:
+    batch = Batch([(0, 10), (0, 10)], bounce=bounce)
     assert batch.start(ring, pipe[0], 1) == 0
     os.write(pipe[1], b"012")
     os.close(pipe[1])
@@ -167,9 +178,10 @@ def test_the_end_of_the_file_ends_a_short_read(ring: Ring, pipe: tuple[int, int]
     assert (list(batch.results), batch.data(0)) == ([3, 0], b"012")
 
 
-def test_every_item_has_its_own_error(ring: Ring, tmp_path: Path, file: tuple[int, bytes]) -> None:
+@BOTH_WAYS
+def test_every_item_has_its_own_error(ring: Ring, tmp_path: Path, file: tuple[int, bytes], bounce: bool) -> None:
     fd, content = file
-    batch = Batch([(0, 10), (2**63 - 5, 4), (10, 10)])
+    batch = Batch([(0, 10), (2**63 - 5, 4), (10, 10)], bounce=2 * bounce)
     assert batch.start(ring, fd, 2) == 0
     assert reap(ring, 1)[0].res == 3
     assert (batch.data(0), batch.data(2)) == (content[:10], content[10:20])
@@ -177,7 +189,7 @@ def test_every_item_has_its_own_error(ring: Ring, tmp_path: Path, file: tuple[in
     for path, error in ((tmp_path, errno.EISDIR), (None, errno.EBADF)):
         bad = os.open(path, os.O_RDONLY) if path else os.open(tmp_path / "file", os.O_WRONLY)
         try:
-            batch = Batch([(0, 10)] * 5)
+            batch = Batch([(0, 10)] * 5, bounce=2 * bounce)
             assert batch.start(ring, bad, 2) == 0
             assert reap(ring, 1) == [(BATCH, 5, 5)]
             assert list(batch.results) == [-error] * 5
@@ -187,8 +199,9 @@ def test_every_item_has_its_own_error(ring: Ring, tmp_path: Path, file: tuple[in
     assert settled(ring)
 
 
-def test_a_cancel_ends_all_of_it_and_starts_no_more(ring: Ring, pipe: tuple[int, int]) -> None:
-    batch = Batch([(0, 1)] * 10)
+@BOTH_WAYS
+def test_a_cancel_ends_all_of_it_and_starts_no_more(ring: Ring, pipe: tuple[int, int], bounce: bool) -> None:
+    batch = Batch([(0, 1)] * 10, bounce=4 * bounce)
     assert batch.start(ring, pipe[0], 4) == 0
     os.write(pipe[1], b"ab")
     assert ring.wait(0) in (None, [])
@@ -203,9 +216,10 @@ def test_a_cancel_ends_all_of_it_and_starts_no_more(ring: Ring, pipe: tuple[int,
     assert batch.untouched()
 
 
-def test_a_cancel_that_finds_everything_done_changes_nothing(ring: Ring, file: tuple[int, bytes]) -> None:
+@BOTH_WAYS
+def test_a_cancel_that_finds_everything_done_changes_nothing(ring: Ring, file: tuple[int, bytes], bounce: bool) -> None:
     fd, content = file
-    batch = Batch([(0, 10), (10, 10)])
+    batch = Batch([(0, 10), (10, 10)], bounce=2 * bounce)
     assert batch.start(ring, fd, 2) == 0
     ring.submit()  # they complete in the call
     ring.cancel(BATCH)
@@ -216,11 +230,12 @@ def test_a_cancel_that_finds_everything_done_changes_nothing(ring: Ring, file: t
     assert settled(ring)
 
 
-def test_an_interruption_that_nobody_asked_for_is_queued_again(ring: Ring, pipe: tuple[int, int]) -> None:
+@BOTH_WAYS
+def test_an_interruption_that_nobody_asked_for_is_queued_again(ring: Ring, pipe: tuple[int, int], bounce: bool) -> None:
     """F15, F28: the kernel cancels by file, not by number."""
     duplicate = os.dup(pipe[0])
     try:
-        batch = Batch([(0, 3)] * 3)
+        batch = Batch([(0, 3)] * 3, bounce=2 * bounce)
         assert batch.start(ring, pipe[0], 2) == 0
         assert ring.wait(0) in (None, [])
         ring.cancel_fd(duplicate)
@@ -232,9 +247,10 @@ def test_an_interruption_that_nobody_asked_for_is_queued_again(ring: Ring, pipe:
         os.close(duplicate)
 
 
-def test_a_cancel_by_descriptor_leaves_no_entry_of_it(ring: Ring, pipe: tuple[int, int]) -> None:
+@BOTH_WAYS
+def test_a_cancel_by_descriptor_leaves_no_entry_of_it(ring: Ring, pipe: tuple[int, int], bounce: bool) -> None:
     """F17, F18: the next file with that number is not read."""
-    batch = Batch([(0, 1)] * 10)
+    batch = Batch([(0, 1)] * 10, bounce=4 * bounce)
     assert batch.start(ring, pipe[0], 4) == 0
     assert ring.wait(0) in (None, [])
     ring.cancel_fd(pipe[0])
@@ -253,11 +269,13 @@ def test_a_cancel_by_descriptor_leaves_no_entry_of_it(ring: Ring, pipe: tuple[in
         os.close(writer)
 
 
-def test_closing_the_ring_waits_for_its_entries(pipe: tuple[int, int]) -> None:
+@BOTH_WAYS
+def test_closing_the_ring_waits_for_its_entries(pipe: tuple[int, int], bounce: bool) -> None:
     """F8."""
     ring = Ring(4)
-    batch = Batch([(0, 1)] * 10)
+    batch = Batch([(0, 1)] * 10, bounce=4 * bounce)
     assert batch.start(ring, pipe[0], 4) == 0
+    os.write(pipe[1], b"ab")
     assert ring.wait(0) in (None, [])
     closing = ring.close()
     assert closing == [BATCH, -errno.ECANCELED, 0]
@@ -310,7 +328,7 @@ def test_without_time_to_wait_it_gets_on_by_a_window_at_a_time(file: tuple[int, 
 def test_full_queues_lose_nothing(ring: Ring, file: tuple[int, bytes]) -> None:
     """F12, F22, F24: more batches than entries, and other entries between them."""
     fd, content = file
-    batches = [Batch([(i * 100 + j, 3) for j in range(i + 1)]) for i in range(40)]
+    batches = [Batch([(i * 100 + j, 3) for j in range(i + 1)], bounce=i % 3 and 1 + i % 5) for i in range(40)]
     for i, batch in enumerate(batches):
         ring.queue(OP_NOP, 10_000 + i)
         assert batch.start(ring, fd, 1 + i % 5, 1000 + i) == 0
@@ -394,44 +412,81 @@ def test_what_cannot_be_started_is_refused(change: str, file: tuple[int, bytes])
     ring.close()
 
 
-def test_items_that_become_ready_later(ring: Ring, file: tuple[int, bytes]) -> None:
+def test_a_device_has_its_next_reads_before_what_it_answered_is_delivered(pipe: tuple[int, int]) -> None:
+    """And while one is delivered, no entry waits to be handed over."""
+    ring = Ring(64)
+    seen: list[tuple[int, int]] = []
+
+    class Seat:
+        """Sits where a result will be, and looks around when it has to go."""
+
+        def __del__(self) -> None:
+            seen.append((ring.queued, ring.counters().submitted - before))
+
+    try:
+        batch = Batch([(0, 1)] * 20, bounce=8)
+        batch.blocks[:] = [Seat() for _ in range(20)]
+        before = ring.counters().submitted
+        assert batch.start(ring, pipe[0], 8) == 0
+        os.write(pipe[1], b"abcdefgh")
+        assert ring.wait(0) in (None, [])
+        assert seen == []
+        assert ring.wait(0) in (None, [])
+        assert seen == [(0, 16)] * 8
+        os.write(pipe[1], b"ijklmnopqrst")
+        assert reap(ring, 1) == [(BATCH, 20, 0)]
+        assert sorted(batch.data(i) for i in range(20)) == [bytes([letter]) for letter in b"abcdefghijklmnopqrst"]
+        assert settled(ring)
+    finally:
+        ring.close()
+
+
+@BOTH_WAYS
+def test_a_device_is_handed_a_few_reads_at_a_time(tmp_path: Path, bounce: bool) -> None:
+    """It can begin with these. Without O_DIRECT they are handed over together, with the wait."""
+    path = tmp_path / "blocks"
+    path.write_bytes(bytes(1 << 16))
+    fd = os.open(path, os.O_RDONLY)
+    ring = Ring(64)
+    try:
+        batch = Batch([(i, 1) for i in range(32)], bounce=32 * bounce)
+        before = ring.counters().enters
+        assert batch.start(ring, fd, 32) == 0
+        assert ring.queued == (0 if bounce else 32)
+        assert ring.counters().enters - before == (32 // 4 if bounce else 0)
+        assert reap(ring, 1) == [(BATCH, 32, 0)]
+    finally:
+        ring.close()
+        os.close(fd)
+
+
+def test_what_is_delivered_is_the_lists_alone(ring: Ring, file: tuple[int, bytes]) -> None:
     fd, content = file
-    batch = Batch([(i * 10, 10) for i in range(50)])
-    right = batch.addresses[:]
-    for i in range(3, 50):
-        batch.addresses[i] = 8  # whoever reads there gets EFAULT
-    assert batch.start(ring, fd, 8, ready=3) == 0
-    for ready in (3, 4, 20, 49, 50):
-        assert ring.wait(0) in (None, [])
-        assert ring.wait(0) in (None, [])
-        assert ring.counters().inflight
-        for i in range(ready):
-            batch.addresses[i] = right[i]
-        assert lib.tu_batch_ready(ring._r, BATCH, ready) == 0
+    batch = Batch([(i * 100, 100) for i in range(50)], bounce=8)
+    assert batch.start(ring, fd, 8) == 0
     assert reap(ring, 1) == [(BATCH, 50, 0)]
-    assert [batch.data(i) for i in range(50)] == [content[i * 10 : i * 10 + 10] for i in range(50)]
-    assert lib.tu_batch_ready(ring._r, BATCH, 50) == -errno.EINVAL
-    assert settled(ring)
+    others = [content[i * 100 : i * 100 + 100] for i in range(50)]
+    assert batch.blocks == others
+    assert list(map(sys.getrefcount, batch.blocks)) == list(map(sys.getrefcount, others))
 
 
-def test_a_cancel_before_all_are_ready(ring: Ring, file: tuple[int, bytes]) -> None:
-    fd, _ = file
-    batch = Batch([(i, 1) for i in range(50)])
-    assert batch.start(ring, fd, 8, ready=3) == 0
-    assert ring.wait(0) in (None, [])
-    ring.cancel(BATCH)
-    assert reap(ring, 1) == [(BATCH, -errno.ECANCELED, 0)]
-    assert settled(ring)
+def test_without_memory_for_it_an_item_fails_alone(ring: Ring, file: tuple[int, bytes]) -> None:
+    """Here, without a place for it."""
+    fd, content = file
+    batch = Batch([(0, 10), (60_000, 10), (20, 10)], bounce=1)
+    del batch.blocks[2]
+    assert batch.start(ring, fd, 1) == 0
+    assert reap(ring, 1) == [(BATCH, 3, 2)]
+    assert (batch.blocks, list(batch.results)) == ([content[:10], b""], [10, 0, -errno.ENOMEM])
 
 
 def test_f30_another_thread_changes_no_batch(ring: Ring, pipe: tuple[int, int]) -> None:
     batch = Batch([(0, 1)] * 3)
-    assert batch.start(ring, pipe[0], 3, ready=1) == 0
+    assert batch.start(ring, pipe[0], 3) == 0
     for forbidden in (lambda: ring.cancel(BATCH), lambda: ring.cancel_fd(pipe[0])):
         with pytest.raises(RuntimeError, match="belongs to another thread"):
             InThread(forbidden).result()
-    assert InThread(lambda: lib.tu_batch_ready(ring._r, BATCH, 3)).result() == -errno.EEXIST
-    assert lib.tu_batch_ready(ring._r, BATCH, 3) == 0
+    assert InThread(lambda: batch.start(ring, pipe[0], 3, OTHER)).result() == -errno.EEXIST
     os.write(pipe[1], b"abc")
     assert reap(ring, 1) == [(BATCH, 3, 0)]
 
@@ -439,15 +494,14 @@ def test_f30_another_thread_changes_no_batch(ring: Ring, pipe: tuple[int, int]) 
 def test_f29_in_a_forked_child_a_batch_is_the_parents(pipe: tuple[int, int]) -> None:
     ring = Ring(4)
     batch = Batch([(0, 1)] * 3)
-    assert batch.start(ring, pipe[0], 3, ready=1) == 0
+    assert batch.start(ring, pipe[0], 3) == 0
     assert ring.wait(0) in (None, [])
     child = os.fork()
     if child == 0:
-        refused = lib.tu_batch_ready(ring._r, BATCH, 3) == -errno.EOWNERDEAD
+        refused = batch.start(ring, pipe[0], 3, OTHER) == -errno.EOWNERDEAD
         ring.cancel(BATCH)
         os._exit(0 if refused else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert lib.tu_batch_ready(ring._r, BATCH, 3) == 0
     os.write(pipe[1], b"abc")
     assert reap(ring, 1) == [(BATCH, 3, 0)]
     ring.close()

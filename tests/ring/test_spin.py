@@ -6,7 +6,7 @@ import os
 import threading
 import time
 
-from trio_uring._ring import FIRST_USER_DATA, OP_TIMEOUT, Ring, ffi
+from trio_uring._ring import FIRST_USER_DATA, OP_NOP, OP_TIMEOUT, Ring, ffi
 
 MANY_CPUS = os.sysconf("SC_NPROCESSORS_ONLN") > 1
 SECOND = 1_000_000_000
@@ -25,20 +25,29 @@ def enters_of_a_short_wait(ring: Ring, after: int = 20_000) -> int:
     return ring.counters().enters - before
 
 
-def make_it_spin(ring: Ring) -> bool:
-    """Short sleeps until the ring spins: handing over what is queued and waiting are two entries then, or more."""
-    return any(enters_of_a_short_wait(ring) > 1 for _ in range(2000))
+def make_it_spin(ring: Ring) -> None:
+    """Waits that are over at once, because what they wait for is done as soon as it is submitted."""
+    for _ in range(10):
+        ring.queue(OP_NOP, FIRST_USER_DATA)
+        assert ring.wait(10)
 
 
 def test_short_sleeps_make_it_spin_and_a_long_one_ends_that() -> None:
     ring = Ring(8)
     try:
         ring.spin(SECOND // 1000)
-        assert make_it_spin(ring) == MANY_CPUS
-        # A look in vain counts four times as much as a success: at the most two of them, and the long sleeps that follow.
-        for _ in range(3):
-            enters_of_a_short_wait(ring, after=20_000_000)
-        assert enters_of_a_short_wait(ring, after=20_000_000) == 1
+
+        def spins() -> bool:
+            """Handing over what is queued and waiting are two entries then. Where it does, this very sleep ends it."""
+            return enters_of_a_short_wait(ring, after=20_000_000) > 1
+
+        def spins_after_short_sleeps() -> bool:
+            make_it_spin(ring)
+            return spins()
+
+        # On a busy machine one of the short sleeps may be a long one.
+        assert any(spins_after_short_sleeps() for _ in range(50)) == MANY_CPUS
+        assert not spins()
     finally:
         ring.close()
 
@@ -58,7 +67,7 @@ def test_the_timeout_counts_while_it_spins() -> None:
         make_it_spin(ring)
         began = time.monotonic()
         assert ring.wait(0.01) is None
-        assert 0.01 <= time.monotonic() - began < 5
+        assert 0.01 <= time.monotonic() - began < 60
     finally:
         ring.close()
 
@@ -71,8 +80,8 @@ def test_a_wake_up_of_another_thread_ends_a_spin_and_the_thread_can_run() -> Non
         waker = threading.Timer(0.02, ring.wake)
         waker.start()
         began = time.monotonic()
-        assert ring.wait(60) == []
-        assert time.monotonic() - began < 30
+        assert ring.wait(100) == []
+        assert time.monotonic() - began < 60
         waker.join()
     finally:
         ring.close()
