@@ -307,14 +307,15 @@ async def _sendfile_on_epoll(
     sock: Any, fd: int, offset: int, count: int, translated: Callable[[BaseException], BaseException] | None
 ) -> int:
     done = 0
+    out = os.dup(_open(sock))  # for the thread: a number that nobody else closes (F17)
     try:
         while done < count:
             try:
-                out = _open(sock)
+                _open(sock)
                 # In a thread, because the file may have to come from the device; the socket does not block.
                 sent = await trio.to_thread.run_sync(os.sendfile, out, fd, offset + done, min(count - done, _PIPE_SIZE))
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(sock)
+                await trio.lowlevel.wait_writable(_open(sock))
                 continue
             except OSError as error:
                 if translated is None:
@@ -327,6 +328,8 @@ async def _sendfile_on_epoll(
         if not done:
             raise
         put_off(error)
+    finally:
+        os.close(out)
     return done
 
 

@@ -54,7 +54,7 @@ LOST_AT_ONCE = ["x" + end for end in ENDS]
 DECIDED_BY_ONE = frozenset(
     {"recv", "recv larger than a buffer", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into"}
     | {"SocketStream.receive_some", "send", "sendto", "sendmsg", "accept"}
-    | {"splice of a blocking pipe", "file.read", "file.readinto", "file.write", "file.truncate", "file.flush"}
+    | {"file.read", "file.readinto", "file.write", "file.truncate", "file.flush"}
     | {"Path.stat", "Path.exists", "Path.unlink", "Path.mkdir", "Path.rmdir", "Path.rename", "Path.touch"}
     | {"Path.symlink_to", "Path.hardlink_to", "read_at", "readinto_at", "write_at", "writev_at", "read_many"}
     | {"readinto_many", "fsync", "fdatasync", "fallocate", "statx", "open_file"}
