@@ -307,15 +307,21 @@ async def _sendfile_on_epoll(
     sock: Any, fd: int, offset: int, count: int, translated: Callable[[BaseException], BaseException] | None
 ) -> int:
     done = 0
-    out = os.dup(_open(sock))  # for the thread: a number that nobody else closes (F17)
+    blocked = False
+    out = -1  # for the thread: a number that nobody else closes (F17)
     try:
         while done < count:
             try:
-                _open(sock)
+                here = _open(sock)
+                if out < 0:
+                    out = os.dup(here)
+                if blocked:
+                    await trio.lowlevel.wait_writable(here)
                 # In a thread, because the file may have to come from the device; the socket does not block.
                 sent = await trio.to_thread.run_sync(os.sendfile, out, fd, offset + done, min(count - done, _PIPE_SIZE))
+                blocked = False
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(_open(sock))
+                blocked = True
                 continue
             except OSError as error:
                 if translated is None:
@@ -329,7 +335,8 @@ async def _sendfile_on_epoll(
             raise
         put_off(error)
     finally:
-        os.close(out)
+        if out >= 0:
+            os.close(out)
     return done
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -18,7 +19,7 @@ import trio
 import trio.testing
 
 from . import Backend
-from ._causes import CAUSES, MOMENTS, RACE, Attempts, Cause, Hooks
+from ._causes import CAUSES, MOMENTS, PATIENCE, RACE, Attempts, Cause, Hooks
 from ._operations import CANCELLED, OPERATIONS, RETURNED, Books, Ended, Operation, Subject, ended_by
 
 
@@ -228,16 +229,24 @@ class BreakingClock(trio.abc.Clock):
 
 
 @contextlib.contextmanager
-def collected_in_silence() -> Iterator[None]:
-    """What a run that broke down leaves behind is collected; Trio's complaints about it are expected."""
+def collected_in_silence() -> Iterator[list[weakref.ref[trio.lowlevel.Task]]]:
+    """What a run that broke down leaves behind is collected; Trio's complaints about it are expected.
+
+    Yields a list, for tasks of the run: a thread that works for one of them keeps them until it is done.
+    """
+    tasks: list[weakref.ref[trio.lowlevel.Task]] = []
     before = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            yield
+            yield tasks
             gc.collect()
             gc.collect()
+            bound = time.monotonic() + PATIENCE
+            while any(task() is not None for task in tasks) and time.monotonic() < bound:
+                time.sleep(0.001)
+                gc.collect()
     finally:
         sys.unraisablehook = before
 
@@ -254,7 +263,7 @@ def test_the_run_breaks_down(operation: Operation, state: str, cancellation_back
 
     async def main() -> None:
         subjects.append(operation.subject(books))
-        trio.lowlevel.spawn_system_task(subjects[0].call)
+        tasks.append(weakref.ref(trio.lowlevel.spawn_system_task(subjects[0].call)))
         await trio.testing.wait_all_tasks_blocked()
         if state != "waiting":
             subjects[0].complete()
@@ -275,6 +284,6 @@ def test_the_run_breaks_down(operation: Operation, state: str, cancellation_back
         await subject.clear()
 
     with no_descriptor_leaked():
-        with collected_in_silence(), pytest.raises(trio.TrioInternalError):
+        with collected_in_silence() as tasks, pytest.raises(trio.TrioInternalError):
             cancellation_backend.run(main, clock=clock)
         cancellation_backend.run(afterwards)
