@@ -939,8 +939,8 @@ static int rest(tu_ring *r, int64_t left)
             return enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1);
         }
         r->spin_credit -= 4;
-        if (left >= 0)
-            left = left > now_ns() - began ? left - (now_ns() - began) : 0;
+        if (left >= 0 && (left -= now_ns() - began) < 0)
+            left = 0; /* not the word for ever */
     }
     rc = enter(r, pending(r), 1, IORING_ENTER_GETEVENTS, left);
     if (now_ns() - began > SHORT_SLEEP)

@@ -72,6 +72,23 @@ def test_the_timeout_counts_while_it_spins() -> None:
         ring.close()
 
 
+def test_a_timeout_that_expires_as_the_spin_ends_is_no_wait_for_ever() -> None:
+    """What is left of the timeout is worked out once: it was below zero where the clock went on in between."""
+    ring = Ring(8)
+    rescue = threading.Timer(60, ring.wake)
+    rescue.start()
+    try:
+        spin = 2_000  # nanoseconds
+        ring.spin(spin)
+        for _ in range(15):
+            for more in range(0, 1000, 5):
+                make_it_spin(ring)
+                assert ring.wait((spin + more) / SECOND) is None
+    finally:
+        rescue.cancel()
+        ring.close()
+
+
 def test_a_wake_up_of_another_thread_ends_a_spin_and_the_thread_can_run() -> None:
     ring = Ring(8)
     try:
