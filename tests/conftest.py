@@ -9,6 +9,7 @@ import contextlib
 import faulthandler
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
@@ -28,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error::ResourceWarning")
     config.addinivalue_line("filterwarnings", "error::pytest.PytestUnraisableExceptionWarning")
     config.stash[REAL_STDERR] = os.dup(2)  # nothing is captured yet
+    # Ignored where the tests were started in the background: then a Ctrl-C does nothing, here and in every program started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -26,7 +26,7 @@ import pathlib
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import sniffio
@@ -35,7 +35,7 @@ import trio
 from ._files import BINARY, METHODS, UNTOUCHED, Engine, open_builtin, own, served
 from ._manager import UringIOManager
 from ._operation import GLOBAL_RUN_CONTEXT
-from ._sockets import ring_manager
+from ._sockets import replaces, ring_manager
 
 # Where an AsyncFile or a stream keeps its engine.
 ENGINE: Final = "_trio_uring_engine"
@@ -168,6 +168,20 @@ def file_getattr(original: Callable[[Any, str], Any]) -> Callable[[Any, str], An
         return original(self, name)
 
     return __getattr__
+
+
+def file_aclose(original: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+    """AsyncFile.aclose, without AnyIO's scope: `Engine.aclose` is shielded as it is. A sixth of open, read and close."""
+
+    @replaces(original)
+    async def aclose(self: Any) -> None:
+        engine: Engine | None = self.__dict__.get(ENGINE)
+        if engine is None or engine.given or engine.real is not self._fp or manager_on_trio() is None:
+            await original(self)
+        else:
+            await engine.aclose()
+
+    return aclose
 
 
 def file_aiter(original: Callable[[Any], AsyncIterator[Any]]) -> Callable[[Any], AsyncIterator[Any]]:

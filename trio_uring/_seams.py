@@ -578,6 +578,7 @@ ANYIO_SEAMS: Final = (
         ("AsyncFile.__init__", "file_init", _check_uses("_fp"), "keeps what serves the file"),
         ("AsyncFile.__getattr__", "file_getattr", _check_uses("_fp"), "hands the file over"),
         ("AsyncFile.wrapped", "file_wrapped", _check_uses("_fp"), "hands the file over"),
+        ("AsyncFile.aclose", "file_aclose", _check_uses("_fp", "to_thread", "CancelScope"), "closes, without a scope"),
         ("AsyncFile.__aiter__", "file_aiter", _check_uses("readline"), "lines that are at hand, without a call"),
     ),
     _anyio_files(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,17 +30,18 @@ trio._socket._SocketType.recv = recv
 """
 
 
-def suite(directory: Path, *options: str) -> tuple[int, str]:
+def suite(directory: Path, *options: str, some: tuple[str, ...] = SOME, **how: Any) -> tuple[int, str]:
     """Run some of the suite in a project of its own; the exit status and the output."""
     (directory / "test_of_the_project.py").write_text("def test_of_the_project(): raise AssertionError\n")
     (directory / "forgetful.py").write_text(FORGETFUL)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "trio_uring.cancellation", *options, *SOME],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "trio_uring.cancellation", *options, *some],
         cwd=directory,
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
+        **how,
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -59,3 +63,14 @@ def test_a_backend_of_ones_own_is_held_to_it(tmp_path: Path) -> None:
     assert status == 1, output
     assert re.search(r"FAILED .*test_every_moment\[recv-scope cancelled by another task\]", output), output
     assert re.search(r"was sent, b'' received and .* is left in the socket", output), output
+
+
+def test_started_in_the_background(tmp_path: Path) -> None:
+    """Where SIGINT is ignored, as in a process that a shell starts with `&`, no KeyboardInterrupt is waited for in vain."""
+    ignored = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    chosen = ("-k", "recv-KeyboardInterrupt")
+    status, output = suite(
+        tmp_path, "--trio-io-backend=uring", "--cancellation-runs=3", some=chosen, preexec_fn=ignored
+    )
+    assert status == 0, output
+    assert re.search(r"[1-9]\d* passed", output), output

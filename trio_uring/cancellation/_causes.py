@@ -447,6 +447,14 @@ class Interrupt(Cause):
     async def effective(self) -> None:
         """At once: it waits for the next checkpoint."""
 
+    def run(self, backend: Backend, attempts: Attempts) -> None:
+        """As Trio leaves SIGINT alone where Python does, in a process that was started to ignore it: not in this run."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            super().run(backend, attempts)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
 
 @trio.lowlevel.enable_ki_protection
 def interrupt() -> None:
