@@ -220,12 +220,6 @@ class Received(Message):
         self.data = b""
         super().rest()
 
-    def torn_down(self) -> None:
-        """As for every operation; but the message may have come, and the task not have run since."""
-        if self.task is None:
-            self.discard(self.result, self.flags)
-        super().torn_down()
-
     def discard(self, result: int, flags: int) -> None:
         """Nobody will take the message: close the descriptors that came with it."""
         super().discard(result, flags)

@@ -305,8 +305,12 @@ class Operation:
             raise
 
     def torn_down(self) -> None:
-        """An exception was thrown in from outside (a coroutine closed while it sleeps): the entry is still the kernel's."""
-        if self.task is not None:
+        """An exception was thrown in from outside (a coroutine closed while it sleeps): the entry is still the kernel's, or
+        its result has come, and the task not run since.
+        """
+        if self.task is None:
+            self.discard(self.result, self.flags)
+        else:
             self._leave()
             self.task = None
             self.manager.ring.cancel(self.user_data)
@@ -388,12 +392,6 @@ class NewDescriptor(Operation):
     """An operation whose result is a new descriptor: it is delivered or closed, never leaked (F9)."""
 
     __slots__ = ()
-
-    def torn_down(self) -> None:
-        """As for every operation; but the descriptor may have come, and the task not have run since."""
-        if self.task is None:
-            self.discard(self.result, self.flags)
-        super().torn_down()
 
     def discard(self, result: int, flags: int) -> None:
         """Nobody will take the descriptor."""
