@@ -30,7 +30,7 @@
  * else with -ECANCELED.
  */
 
-#define MOST_BATCHES (1U << 15) /* the place has 15 bits, the tag 16, the slot 32 */
+#define MOST_BATCHES (1U << 14) /* the place has 14 bits, the tag 16, the slot 32 */
 #define GROUP 4                 /* entries that a device is handed at a time */
 
 struct tu_batch {
@@ -49,7 +49,7 @@ struct tu_batch {
     uint16_t tag;
     struct {
         unsigned item;
-        uint8_t busy, stubborn, again;
+        uint8_t busy, stubborn, again, missed;
     } *slots;
     unsigned *idle;  /* slots that hold no item */
     unsigned *again; /* slots whose item is to be queued again */
@@ -229,6 +229,8 @@ static void batch_note(tu_ring *r, uint64_t user_data, int res)
 
     if (!b || b->tag != (uint16_t)(user_data >> 32) || slot >= b->places || !b->slots[slot].busy)
         return; /* stale */
+    r->missed -= b->slots[slot].missed;
+    b->slots[slot].missed = 0;
     r->batch_noted++;
     r->batch_late += (unsigned)b->direct;
     if (b->booked) {
@@ -401,6 +403,32 @@ static int batch_cancel(tu_ring *r, uint64_t user_data)
         return 1;
     }
     return 0;
+}
+
+/* What misses() does, for an entry of a batch. */
+static void batch_misses(tu_ring *r, uint64_t user_data)
+{
+    unsigned place = user_data >> 48 & (MOST_BATCHES - 1), slot = (unsigned)user_data;
+    tu_batch *b = place < r->batch_places ? r->batches[place] : NULL;
+
+    if (b && b->tag == (uint16_t)(user_data >> 32) && slot < b->places && b->slots[slot].busy && !b->slots[slot].missed) {
+        b->slots[slot].missed = 1;
+        r->missed++;
+    }
+}
+
+/* What recancel() does, for the entries of batches. */
+static void batch_recancel(tu_ring *r)
+{
+    for (unsigned place = 0; place < r->batch_places; place++) {
+        tu_batch *b = r->batches[place];
+
+        for (unsigned slot = 0; b && slot < b->places; slot++)
+            if (b->slots[slot].missed && queue_cancel_one(r, slot_data(r, place, slot)) >= 0) {
+                b->slots[slot].missed = 0;
+                r->missed--;
+            }
+    }
 }
 
 /* Before a cancel by descriptor, or with fd < 0 of everything: none of these starts another entry. */

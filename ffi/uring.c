@@ -92,8 +92,10 @@ struct tu_ring {
     unsigned owed_len, owed_cap;
     tu_buffers *buffers;
     unsigned lent; /* how many of buffers->lent are in the caller's hands */
-    uint64_t *flying; /* user_data of the caller's entries in flight */
+    uint64_t *flying; /* user_data of the caller's entries in flight, with CANCEL_DATA where a cancel has missed */
     unsigned flying_len, flying_cap, flying_shift;
+    unsigned missed; /* entries in flight, those of batches too, that a cancel has missed */
+    int64_t retry_at, retry_ns;
     int64_t spin_ns;
     int spin_credit; /* above 0 it spins */
     unsigned handed; /* completions that the last tu_wait() handed out */
@@ -107,9 +109,15 @@ struct tu_ring {
 /* What the queues need to know of batches. The bit is in the user_data of their entries, and of no others. */
 #define BATCH_DATA (1ULL << 63)
 static void batch_note(tu_ring *r, uint64_t user_data, int res);
+static void batch_misses(tu_ring *r, uint64_t user_data);
 static int batch_cancel(tu_ring *r, uint64_t user_data);
 static void batch_cancel_fd(tu_ring *r, int fd);
 static void batch_free_all(tu_ring *r);
+
+/* The bit is in the user_data of a cancel, beside its target's, and in that of no other entry. */
+#define CANCEL_DATA (1ULL << 62)
+#define RETRY_NS 1000000
+#define MOST_RETRY_NS 50000000
 
 #define CLOSING_WAKERS (1 << 30)
 
@@ -350,7 +358,7 @@ int tu_is_owner(tu_ring *r)
  * memory would then be freed under the kernel. A hash table with open addressing, at most half full; zero is no caller's. */
 static unsigned home(const tu_ring *r, uint64_t user_data)
 {
-    return (unsigned)(user_data * 0x9E3779B97F4A7C15ULL >> r->flying_shift);
+    return (unsigned)((user_data & ~CANCEL_DATA) * 0x9E3779B97F4A7C15ULL >> r->flying_shift);
 }
 
 static void place_flying(tu_ring *r, uint64_t user_data)
@@ -390,9 +398,10 @@ static int lands(tu_ring *r, uint64_t user_data)
 
     if (!r->flying_len)
         return 0;
-    for (gap = home(r, user_data); r->flying[gap] != user_data; gap = (gap + 1) & mask)
+    for (gap = home(r, user_data); (r->flying[gap] & ~CANCEL_DATA) != user_data; gap = (gap + 1) & mask)
         if (!r->flying[gap])
             return 0;
+    r->missed -= !!(r->flying[gap] & CANCEL_DATA);
     /* What follows moves up, but for what stands between its home and the gap. */
     for (i = (gap + 1) & mask; r->flying[i]; i = (i + 1) & mask)
         if (((i - home(r, r->flying[i])) & mask) >= ((i - gap) & mask)) {
@@ -404,11 +413,41 @@ static int lands(tu_ring *r, uint64_t user_data)
     return 1;
 }
 
+/* A cancel has failed: with ENOENT where its target had ended, and also where that was under way from one place in the kernel to
+ * another, such as from a poll to a worker (measured on 6.1, blocking pipes); with EALREADY where a worker was at it, which may
+ * give it back to a poll. What is in flight still is therefore cancelled again, after a while, which doubles: a device
+ * that is at work cannot be stopped, whoever asks. */
+static void misses(tu_ring *r, uint64_t target)
+{
+    unsigned mask = r->flying_cap - 1, before = r->missed;
+    int64_t now;
+
+    if (target & BATCH_DATA) {
+        batch_misses(r, target);
+    } else if (r->flying_len) {
+        for (unsigned i = home(r, target); r->flying[i]; i = (i + 1) & mask)
+            if (r->flying[i] == target) {
+                r->flying[i] |= CANCEL_DATA;
+                r->missed++;
+                break;
+            }
+    }
+    if (before || !r->missed || (now = now_ns()) < r->retry_at)
+        return;
+    if (now - r->retry_at > MOST_RETRY_NS)
+        r->retry_ns = RETRY_NS; /* not what was missed last time */
+    r->retry_at = now + r->retry_ns;
+}
+
 /* ---------------------------------------------------------------- reaping */
 
 /* Whether a completion is the shim's own, which ends here. */
 static int own(tu_ring *r, const struct io_uring_cqe *cqe)
 {
+    if (cqe->user_data & CANCEL_DATA) {
+        misses(r, cqe->user_data & ~CANCEL_DATA);
+        return 1;
+    }
     if (cqe->user_data & BATCH_DATA) {
         batch_note(r, cqe->user_data, cqe->res);
         return 1;
@@ -596,7 +635,7 @@ static int next_sqe(tu_ring *r, struct io_uring_sqe **out)
 
 static int publish(tu_ring *r, const struct io_uring_sqe *sqe)
 {
-    if (sqe->user_data >= TU_FIRST_USER_DATA) {
+    if (sqe->user_data - TU_FIRST_USER_DATA < CANCEL_DATA - TU_FIRST_USER_DATA) { /* a caller's */
         int rc = takes_off(r, sqe->user_data);
 
         if (rc < 0)
@@ -718,7 +757,7 @@ static void prepare_cancel(struct io_uring_sqe *sqe, uint64_t user_data)
     sqe->opcode = IORING_OP_ASYNC_CANCEL;
     sqe->fd = -1;
     sqe->addr = user_data;
-    sqe->user_data = TU_IGNORED_DATA;
+    sqe->user_data = CANCEL_DATA | user_data;
     sqe->flags = IOSQE_CQE_SKIP_SUCCESS;
 }
 
@@ -811,6 +850,24 @@ static int queue_owed(tu_ring *r)
     return 0;
 }
 
+/* Cancels again what cancels have missed, if it is time. Answers the ns until it is, or -1 where there is nothing to wait for. */
+static int64_t recancel(tu_ring *r)
+{
+    int64_t now = now_ns();
+
+    if (now >= r->retry_at) {
+        for (unsigned i = 0; i < r->flying_cap; i++)
+            if (r->flying[i] & CANCEL_DATA && queue_cancel_one(r, r->flying[i] & ~CANCEL_DATA) >= 0) {
+                r->flying[i] &= ~CANCEL_DATA;
+                r->missed--;
+            }
+        batch_recancel(r);
+        r->retry_ns = 2 * r->retry_ns < MOST_RETRY_NS ? 2 * r->retry_ns : MOST_RETRY_NS;
+        r->retry_at = now + r->retry_ns;
+    }
+    return r->missed ? r->retry_at - now : -1;
+}
+
 /* Sleeping in another thread than the owner's (guest mode).
  *
  * Under DEFER_TASKRUN the ring's own descriptor is no good for that: poll(2) on it reports pending work, but work that
@@ -823,10 +880,14 @@ static int queue_owed(tu_ring *r)
 static int sleep_elsewhere(tu_ring *r, int64_t timeout_ns)
 {
     struct pollfd pfd = {__atomic_load_n(&r->notify_fd, __ATOMIC_ACQUIRE), POLLIN, 0};
-    struct timespec ts = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+    struct timespec ts;
     uint64_t emptied;
-    int rc;
+    int64_t again = __atomic_load_n(&r->retry_ns, __ATOMIC_RELAXED);
+    int rc, early = load(&r->missed) && (timeout_ns < 0 || timeout_ns > again); /* the owner has to cancel again */
 
+    if (early)
+        timeout_ns = again;
+    ts = (struct timespec){timeout_ns / 1000000000, timeout_ns % 1000000000};
     if (pfd.fd < 0) {
         atomic_store(&r->want_notify, 1);
         return 0;
@@ -842,7 +903,7 @@ static int sleep_elsewhere(tu_ring *r, int64_t timeout_ns)
         TU_TAKE_BACK;
     }
     if (rc == 0)
-        return -ETIME;
+        return early ? 0 : -ETIME;
     return rc < 0 && errno != EINTR ? -errno : 0;
 }
 
@@ -954,7 +1015,7 @@ int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max)
 {
     unsigned n, noted, seen = 0;
     int64_t started = 0, left = timeout_ns;
-    int sleeping, hungry, awake, rc;
+    int sleeping, hungry, awake, rc, early = 0;
 
     if (r->state != OPEN)
         return refuse(r);
@@ -969,6 +1030,13 @@ int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max)
         rc = queue_owed(r);
     if (rc < 0 && !transient(rc))
         return rc;
+    if (r->missed) {
+        int64_t due = recancel(r);
+
+        early = due >= 0 && (timeout_ns < 0 || due < timeout_ns);
+        if (early)
+            left = timeout_ns = due;
+    }
     awake = rc < 0 || r->woken;
     r->woken = 0;
 again:
@@ -998,7 +1066,7 @@ again:
         return (int)n; /* the next one tells of the refusal: what has been reaped must not be lost */
     }
     /* Batches get on without anybody being told. But for the end of the timeout, a wake-up and a signal. */
-    if (!n && !awake && r->wake_armed && rc != -EINTR && (hungry || r->batch_noted != noted)) {
+    if (!n && !awake && !r->missed && r->wake_armed && rc != -EINTR && (hungry || r->batch_noted != noted)) {
         if (timeout_ns > 0 && (left = timeout_ns - (now_ns() - started)) < 0)
             left = 0;
         if (hungry || left)
@@ -1012,7 +1080,7 @@ again:
         return 0;
     if (sleeping && rc != -ETIME && (timeout_ns < 0 || now_ns() - started < timeout_ns))
         return 0; /* a signal, or the wake-up of a cancelled entry */
-    if (rc == -EINTR)
+    if (rc == -EINTR || early)
         return 0;
     if ((rc = renew_notify(r)) < 0)
         return rc;

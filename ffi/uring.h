@@ -8,7 +8,7 @@
  * and tu_wait(), which another thread may call to sleep until the owner has something to do.
  */
 
-/* user_data values below TU_FIRST_USER_DATA are the shim's own; their completions are never handed out. */
+/* user_data values below TU_FIRST_USER_DATA, and from 1 << 62 on, are the shim's own; their completions are never handed out. */
 #define TU_WAKE_DATA 0
 #define TU_IGNORED_DATA 1
 /* Handed out, with the user_data that it came with as its res: a completion of an entry that is not in flight (any more). */

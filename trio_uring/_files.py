@@ -1056,13 +1056,14 @@ async def _until_written(manager: UringIOManager, memory: Any, flags: int, fd: i
     """Wait until somebody has opened a FIFO, which we have opened for reading, to write.
 
     The kernel's first attempt at openat(2) is one with O_NONBLOCK, and that does not wait. So open it once more, in a worker,
-    just for the waiting; unless the writer has come before, of which its data or its hanging up tells.
+    just for the waiting; unless the writer has come before, of which its data or its hanging up tells. If the name is gone by
+    now, that alone has to do. Any other error is one: nobody would tell of a writer that comes and writes nothing.
     """
     try:
         async with trio.open_nursery() as nursery:
 
             async def opened() -> None:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                     os.close(await _openat(manager, memory, flags, 0, IOSQE_ASYNC))
                     nursery.cancel_scope.cancel()
 

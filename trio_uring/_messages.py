@@ -143,6 +143,10 @@ class Message(Operation):
         group = BUFFER_GROUP if flags & IOSQE_BUFFER_SELECT else 0
         rc = tu_queue(self.ring, opcode, fd, self.block, 1, 0, msg_flags, self.user_data, flags, 0, group, 0)
         if rc:
+            # Not left to the frames of the traceback: they would keep the caller's memory pinned.
+            for memory in self.keep if isinstance(self.keep, list) else [self.keep]:
+                if memory is not None:
+                    ffi.release(memory)
             self.keep = None
             del self.manager.operations[self.user_data]
             self.manager.ring._fail(rc)

@@ -132,6 +132,7 @@ def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = Fals
         receive = SocketTransfer(manager, readers)
     rc = tu_recv(receive.ring, fd, most, receive.user_data)
     if rc:
+        manager.receives.append(receive)
         manager.ring._fail(rc)
     receive.fd = fd
     receive.task = task
@@ -198,6 +199,9 @@ def begin_send(
         send = SocketTransfer(manager, writers)
     rc = tu_send(send.ring, fd, address, left if left < MOST else MOST, msg_flags, send.user_data)
     if rc:
+        manager.sends.append(send)
+        if keep is not data:
+            ffi.release(keep)  # the frames of the traceback would keep it pinned
         manager.ring._fail(rc)
     send.keep = keep
     send.size = size

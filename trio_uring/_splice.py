@@ -354,7 +354,7 @@ async def copy_file(
       offset_source, offset_target: where to begin; the files' own positions do not move.
 
     Returns the bytes copied: fewer than `count` only where `source` ends, or where it was cancelled after a part was copied.
-    Where file system or target (O_APPEND) cannot splice, a buffer serves.
+    Where an error ends it, a part may have been copied. Where file system or target (O_APPEND) cannot splice, a buffer serves.
 
     Raises OSError as reading and writing do: ENOSPC, EFBIG, EBADF, ESPIPE where one has no positions.
     """

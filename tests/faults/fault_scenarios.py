@@ -1,11 +1,13 @@
-"""Small programs that between them use everything that the shim does; fault_sweep.py fails each of their calls in turn.
+"""Programs that between them use everything that the shim does; fault_sweep.py fails each of their calls in turn.
 
-Each checks its own result, keeps its own descriptors in order, and lets every error out.
+The small ones are written here (`ALL`); the others are the tests of the cancellation suite (`SUITE`): an operation that a cause
+ends at each moment in turn. Each checks its own result, keeps its own descriptors in order, and lets every error out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import queue
@@ -14,13 +16,17 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import attrs
 import outcome
 import trio
 import trio.testing
 
 import trio_uring
 from trio_uring import UringBackend
-from trio_uring._ring import FIRST_USER_DATA, OP_NOP, OP_READ, Ring, ffi
+from trio_uring._ring import FIRST_USER_DATA, OP_NOP, OP_READ, STRAY_DATA, Ring, ffi
+from trio_uring.cancellation import CAUSES, MOMENTS, OPERATIONS, Backend, Cause, Operation, Subject
+from trio_uring.cancellation._causes import Attempt, Attempts
+from trio_uring.cancellation._operations import Books
 
 Scenario: TypeAlias = Callable[[], None]
 
@@ -206,7 +212,8 @@ def bare() -> None:
             found = ring.wait(PATIENCE)
             assert found is not None, f"never completed: {wanted}"
             for user_data in found[::3]:
-                wanted.remove(user_data)
+                if user_data != STRAY_DATA:
+                    wanted.remove(user_data)
     finally:
         os.close(reader)
         os.close(writer)
@@ -226,6 +233,97 @@ ALL: dict[str, Scenario] = {
     "guest": guest,
 }
 
-# Kinds of fault that a scenario cannot be tried with. Where the poll of Trio's entry queue fails, Trio breaks down, but a task
-# in `trio.to_thread.run_sync` cannot be told any more that its thread has ended: Trio waits for it for ever, on epoll as well.
-NOT_HERE = {"wakeups": ("SQE",)}
+# ------------------------------------------------------------------ the cancellation suite
+
+UNDER_TEST = Backend(
+    functools.partial(trio_uring.run, io_backend="uring"),
+    functools.partial(trio_uring.start_guest_run, io_backend="uring"),
+)
+
+
+_set_up: list[Subject] = []
+
+
+def clear_up() -> None:
+    """What a run that broke down has left behind and can clear no more, when it has been collected."""
+
+    async def main() -> None:
+        for subject in list(_set_up):
+            subject.books.check()
+            await subject.clear()
+
+    if _set_up:
+        trio.run(main)
+
+
+# Calls of several steps: a step that fails undoes nothing of those before it, as everywhere; and a file is closed, whatever could
+# not be written before.
+HALF_DONE = {"Path.write_bytes", "Path.write_text", "Path.mkdir with parents", "copy_file", "file.aclose"}
+
+
+class CallsFailed(Exception):
+    """Calls that the suite made have failed: `errors` says how, one for each."""
+
+    def __init__(self, errors: list[Exception]) -> None:
+        super().__init__(f"{len(errors)} calls failed: {errors}")
+        self.errors = errors
+
+
+class Failing(Attempts):
+    """Attempts of which some may fail: a call that says so must have had no effect, and all others end as they have to."""
+
+    def __init__(self, operation: Operation, cause: Cause) -> None:
+        super().__init__(attrs.evolve(operation, subject=self._subject), cause, MOMENTS)
+        self.make = operation.subject
+        self.errors: list[Exception] = []
+
+    def _subject(self, books: Books) -> Subject:
+        subject = self.make(books)
+        clear = subject.clear
+
+        async def clear_once() -> None:
+            _set_up.remove(subject)
+            await clear()
+
+        _set_up.append(subject)
+        vars(subject)["clear"] = clear_once
+        return subject
+
+    async def judge(self, attempt: Attempt) -> None:
+        """Also of calls that failed."""
+        if attempt.ended is None or attempt.error is not None or not isinstance(attempt.ended.value, Exception):
+            await super().judge(attempt)
+        else:
+            if self.operation.name not in HALF_DONE:
+                await attempt.subject.check(attempt.ended)
+            self.errors.append(attempt.ended.value)
+
+
+def _each_moment(operation: Operation, make: Callable[[], Cause]) -> None:
+    attempts = Failing(operation, make())
+    attempts.run(UNDER_TEST)
+    assert sum(attempts.tally.values()) + len(attempts.errors) == len(attempts.moments)
+    if attempts.errors:
+        raise CallsFailed(attempts.errors)
+
+
+def _suite() -> dict[str, Scenario]:
+    """By name as in the suite, in rounds: each round has every operation once, and those next to each other have other causes."""
+    causes = [
+        [
+            (make, cause)
+            for make, cause in ((make, make()) for make in CAUSES)
+            if any(cause.fits(each, moment) for moment in MOMENTS)
+        ]
+        for each in OPERATIONS
+    ]
+    return {
+        f"{operation.name}-{cause.name}": functools.partial(_each_moment, operation, make)
+        for number in range(len(CAUSES))
+        for place, operation in enumerate(OPERATIONS)
+        for make, cause in [causes[place][(place + number) % len(causes[place])]]
+        if number < len(causes[place])
+    }
+
+
+SUITE = _suite()

@@ -1,12 +1,17 @@
-"""Fails every call of the shim in turn, under programs that use it; run by test_fault_sweep.py in a process of its own.
+"""Fails every call of the shim in turn, under programs that use it; run by test_sweep.py in a process of its own.
 
     python fault_sweep.py SCENARIO [STRIDE]             every STRIDE-th single fault
     python fault_sweep.py SCENARIO random COUNT SEED    COUNT times a few faults at once
+    python fault_sweep.py SCENARIO KIND NTH TIMES NAME  one fault, as a line of output names it
+    python fault_sweep.py suite STRIDE FIRST LAST       every STRIDE-th, of the cancellation suite's pairs FIRST to LAST - 1
 
 Needs the variant of the shim with faults first on PYTHONPATH. Each scenario runs once to count the calls of each kind, and
 then once for each call and each way in which it may fail, in a forked child of its own. Whatever fails, a scenario
 ends in one of two ways: with its right result, or with an error that says which fault it was; and with nothing left open,
 nothing in flight, nobody asleep. Prints one line of JSON for each child that ended otherwise, and a last one with the counts.
+
+The pairs come in rounds, each of which has every operation once, with another cause (`fault_scenarios.SUITE`). Each pair begins
+to count its faults elsewhere, so that between them all kinds are tried at all calls whatever the stride.
 """
 
 from __future__ import annotations
@@ -50,9 +55,17 @@ ERRNOS = {
 }
 HARD = ("ENOMEM", "EPERM", "EBADR")  # those that may go on for ever
 # Faults that no program may notice: the kernel may do all this on a good day.
-HARMLESS = {"SHORT": (0, 1), "LATE": (0, 3), "NO_ROOM": (0,)}
+HARMLESS = {"SHORT": (0, 1), "LATE": (0, 3), "DOUBLE": (0,), "NO_ROOM": (0,), "MISS": (0,)}
 HARMLESS_ERRNOS = {("ENTER", "EINTR"), ("ENTER", "EAGAIN"), ("ENTER", "EBUSY"), ("READ", "EAGAIN"), ("WRITE", "EAGAIN")}
+# What no program can tell from a slow one. Whoever waits for it waits on; the run is ended after so many seconds by a kernel that
+# refuses everything, which may happen at any time, and then has to end as it does otherwise.
+LOST = {"LOSE": (0,)}
+WAITED = 0.5
+KINDS = (*ERRNOS, *HARMLESS, *LOST)
 CHECKOUT = Path(__file__).resolve().parents[2]
+EVERY = fault_scenarios.ALL | fault_scenarios.SUITE
+OFFSET = 7919  # from pair to pair; a prime number, so that the strides have no factor in common with it
+TRANSLATED = (trio.TrioInternalError, trio.BrokenResourceError)
 PATIENCE = 100  # seconds; nothing but a hang waits for them to expire
 
 
@@ -75,26 +88,44 @@ class Fault(NamedTuple):
         lib.tf_arm(getattr(lib, f"TF_{self.kind}"), self.nth, self.times, self.value)
 
 
-def faults(counts: dict[str, int], stride: int) -> Iterator[Fault]:
+def faults(counts: dict[str, int]) -> Iterator[Fault]:
     """Every fault worth trying on a program that makes so many calls of each kind."""
-    number = 0
-    for kind, values in [*ERRNOS.items(), *HARMLESS.items()]:
+    for kind, values in [*ERRNOS.items(), *HARMLESS.items(), *LOST.items()]:
         for nth in range(1, counts[kind] + 1):
             for value in values:
                 name = value if isinstance(value, str) else str(value)
                 amount: int = getattr(errno, value) if isinstance(value, str) else value  # type: ignore[assignment]
                 for times in (1, 3, 0) if kind == "ENTER" and value in HARD else (1, 3):
-                    number += 1
-                    if number % stride == 0:
-                        yield Fault(kind, nth, times, amount, name)
+                    yield Fault(kind, nth, times, amount, name)
+
+
+REFUSAL = Fault("ENTER", 1, 0, errno.EPERM, "EPERM")
+
+
+def refuse(*_: object) -> None:
+    """From now on the kernel refuses everything; a handler of signals."""
+    REFUSAL.arm()
+    for ring in list(_ring._rings):
+        ring.wake()
+
+
+def hits_entry_queue(name: str, fault: Fault) -> bool:
+    """Whether a scenario cannot be tried with a fault.
+
+    Where the poll of Trio's entry queue fails, Trio breaks down, but a task in `trio.to_thread.run_sync` cannot be told any more
+    that its thread has ended: Trio waits for it for ever, on epoll as well. Some rows of the suite ask a thread when the ring has
+    refused, so they get there with more than one refusal.
+    """
+    asks_thread = name.startswith(("Path.exists-", "Path.touch-", "Path.mkdir with parents-"))
+    return fault.kind in ("SQE", "ALLOC") and (name == "wakeups" or (asks_thread and fault.times > 1))
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """The causes at the bottom of groups and of Trio's internal errors."""
+    """What is at the bottom of groups, and of errors that Trio and the cancellation suite make of others."""
     if hasattr(error, "exceptions"):
         for inner in error.exceptions:
             yield from leaves(inner)
-    elif isinstance(error, trio.TrioInternalError) and error.__cause__ is not None:
+    elif isinstance(error, (*TRANSLATED, AssertionError)) and error.__cause__ is not None:
         yield from leaves(error.__cause__)
     else:
         yield error
@@ -103,7 +134,7 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 def some(counts: dict[str, int], number: int, seed: int) -> Iterator[tuple[Fault, ...]]:
     """Faults together, at random."""
     choose = random.Random(seed)
-    every = [fault for fault in faults(counts, 1) if fault.times]
+    every = [fault for fault in faults(counts) if fault.times]
     for _ in range(number):
         chosen = {fault.kind: fault for fault in choose.choices(every, k=choose.randint(2, 5))}
         yield tuple(chosen.values())
@@ -121,6 +152,17 @@ def tells(error: BaseException, tried: tuple[Fault, ...]) -> bool:
             told = True
     # Where the fault hit a task of Trio's own, Trio breaks down, and its own assertions with it.
     return told and (not others or isinstance(error, trio.TrioInternalError))
+
+
+def judge(error: BaseException, tried: tuple[Fault, ...]) -> list[str]:
+    """What is wrong about an error that faults have led to; its frames let go of what they have."""
+    wrong = []
+    for each in error.errors if isinstance(error, fault_scenarios.CallsFailed) else [error]:
+        if all(fault.harmless for fault in tried) or not tells(each, tried):
+            wrong.append("raised " + "".join(traceback.format_exception(each))[-3000:])
+        for leaf in leaves(each):
+            traceback.clear_frames(leaf.__traceback__)
+    return wrong
 
 
 def descriptors() -> dict[str, str]:
@@ -148,37 +190,51 @@ def attempt(scenario: fault_scenarios.Scenario, tried: tuple[Fault, ...]) -> lis
         warnings.simplefilter("always", ResourceWarning)
         for fault in tried:
             fault.arm()
+        if any(fault.kind in LOST for fault in tried):
+            tried = (*tried, REFUSAL)
+            signal.signal(signal.SIGALRM, refuse)
+            signal.setitimer(signal.ITIMER_REAL, WAITED)
         try:
             scenario()
         except BaseException as raised:
             error = raised
+        signal.setitimer(signal.ITIMER_REAL, 0)
         lib.tf_disarm()
+        # Where it ended the run, Trio and the program may complain of what they had to leave behind.
+        hard = error is not None and not isinstance(error, fault_scenarios.CallsFailed)
         if error is not None:
-            if all(fault.harmless for fault in tried) or not tells(error, tried):
-                wrong.append("raised " + "".join(traceback.format_exception(error))[-3000:])
-            for leaf in leaves(error):
-                traceback.clear_frames(leaf.__traceback__)
-        hard = error is not None  # then Trio and the program may complain of what they had to leave behind
+            wrong += judge(error, tried)
         error = None
         for _ in range(3):
             gc.collect()
-    deadline = time.monotonic() + PATIENCE / 3
-    while (after := descriptors()) != before and time.monotonic() < deadline:
-        time.sleep(0.01)  # a worker thread of Trio's has one open
-    if after != before:
-        wrong.append(
-            f"left open: {sorted(set(after.items()) - set(before.items()))}, {sorted(set(before) - set(after))}"
-        )
-    # A kernel that refuses for ever does not let go, and then memory is leaked on purpose.
+        fault_scenarios.clear_up()
+    # A kernel that refuses for ever does not let go: memory is leaked on purpose, and so are the tasks that it belongs to, with
+    # what they have open. Nobody learns of files that the kernel has opened since.
     lets_go = all(fault.times for fault in tried)
+    deadline = time.monotonic() + PATIENCE / 3
+    while changed := {
+        (fd, what) for fd, what in descriptors().items() ^ before.items() if lets_go or what.startswith("anon_inode:")
+    }:
+        if time.monotonic() > deadline:
+            wrong.append(f"left open, or closed: {sorted(changed)}")
+            break
+        time.sleep(
+            0.01
+        )  # a worker thread of Trio's has one open, and keeps the task that it works for until it is done
+        gc.collect()
     if _ring._leaked and lets_go:
         wrong.append(f"{len(_ring._leaked)} rings leaked their memory")
     complaints = [f"unraisable: {text}" for text in unraisable]
     complaints += [f"warned: {w.message}" for w in warned if issubclass(w.category, ResourceWarning)]
     # A program that is torn down when its run has gone cannot use Trio any more, whose own files complain of that as well.
     complaints = [text for text in complaints if "must be called from async context" not in text]
-    # The package is named in them; so may be the folder that all this is in.
-    wrong += [text for text in complaints if not hard or ("uring" in text.replace(str(CHECKOUT), "") and lets_go)]
+    # And what is leaked on purpose is told.
+    complaints = [text for text in complaints if lets_go or "their memory is kept" not in text]
+    # The package is named in them; so may be the folder that all this is in, and the suite is a program like others.
+    named = [text.replace(str(CHECKOUT), "").replace("trio_uring/cancellation", "") for text in complaints]
+    wrong += [
+        text for text, without in zip(complaints, named, strict=True) if not hard or ("uring" in without and lets_go)
+    ]
     return wrong
 
 
@@ -205,47 +261,68 @@ def in_child(function: Callable[[], list[str]]) -> list[str]:
     return answer_list
 
 
-def count(scenario: fault_scenarios.Scenario) -> dict[str, int]:
-    """How many calls of each kind a scenario makes without any fault."""
-    kinds = [*ERRNOS, *HARMLESS]
+def count(scenario: fault_scenarios.Scenario) -> list[str]:
+    """How many calls of each kind a scenario makes without any fault, as JSON; and what is wrong about it even then."""
     # Completions are counted by kinds that never fail here.
-    before = {kind: lib.tf_calls(getattr(lib, f"TF_{kind}")) for kind in kinds}
-    scenario()
-    return {kind: lib.tf_calls(getattr(lib, f"TF_{kind}")) - before[kind] for kind in kinds}
+    before = {kind: lib.tf_calls(getattr(lib, f"TF_{kind}")) for kind in KINDS}
+    wrong = attempt(scenario, ())
+    counts = {kind: lib.tf_calls(getattr(lib, f"TF_{kind}")) - before[kind] for kind in KINDS}
+    return [json.dumps(counts), *wrong]
 
 
-def main() -> None:
-    """See the module."""
-    name = sys.argv[1]
-    scenario = fault_scenarios.ALL[name]
-    began = time.monotonic()
-    trio.run(trio.lowlevel.checkpoint)  # what Trio makes once and keeps
-    counts: dict[str, int] = {}
-
-    def counted() -> list[str]:
-        return [json.dumps(count(scenario))]
-
-    first = in_child(counted)
-    counts = json.loads(first[0])
-    clean = in_child(functools.partial(attempt, scenario, ()))
-    if clean:
-        print(json.dumps({"faults": [], "wrong": clean}))
-        sys.exit(1)
-    every: Iterator[tuple[Fault, ...]]
-    if sys.argv[2:3] == ["random"]:
-        every = some(counts, int(sys.argv[3]), int(sys.argv[4]))
-    else:
-        every = ((fault,) for fault in faults(counts, int(sys.argv[2]) if len(sys.argv) > 2 else 1))
+def sweep(
+    name: str, choose: Callable[[dict[str, int]], Iterator[tuple[Fault, ...]]]
+) -> tuple[int, int, dict[str, int]]:
+    """Run a scenario under each of the faults that are chosen once its calls are counted; how many, how many ended wrong."""
+    scenario = EVERY[name]
     tried = bad = 0
-    for together in every:
-        if {fault.kind for fault in together} & set(fault_scenarios.NOT_HERE.get(name, ())):
+    counted, *wrong = in_child(lambda: count(scenario))
+    if wrong:
+        print(json.dumps({"scenario": name, "faults": (), "wrong": wrong}))
+        return 0, 1, {}
+    counts: dict[str, int] = json.loads(counted)
+    for together in choose(counts):
+        if any(hits_entry_queue(name, fault) for fault in together):
             continue
         tried += 1
         wrong = in_child(functools.partial(attempt, scenario, together))
         if wrong:
             bad += 1
-            print(json.dumps({"faults": together, "wrong": wrong}), flush=True)
-    print(json.dumps({"tried": tried, "wrong": bad, "counts": counts, "seconds": round(time.monotonic() - began, 1)}))
+            print(json.dumps({"scenario": name, "faults": together, "wrong": wrong}), flush=True)
+    return tried, bad, counts
+
+
+def every_so_many(stride: int, offset: int = 0) -> Callable[[dict[str, int]], Iterator[tuple[Fault, ...]]]:
+    """One fault at a time, and one at least."""
+
+    def choose(counts: dict[str, int]) -> Iterator[tuple[Fault, ...]]:
+        every = list(faults(counts))
+        return ((fault,) for fault in every[offset % min(stride, len(every)) :: stride])
+
+    return choose
+
+
+def main() -> None:
+    """See the module."""
+    name, *rest = sys.argv[1:]
+    began = time.monotonic()
+    trio.run(trio.lowlevel.checkpoint)  # what Trio makes once and keeps
+    if name == "suite":
+        stride, first, last = map(int, rest)
+        names = list(fault_scenarios.SUITE)[first:last]
+        swept = [sweep(each, every_so_many(stride, number * OFFSET)) for number, each in enumerate(names, first)]
+    elif rest[:1] == ["random"]:
+        swept = [sweep(name, lambda counts: some(counts, int(rest[1]), int(rest[2])))]
+    elif len(rest) == 4:
+        kind, nth, times, value = rest
+        one = Fault(kind, int(nth), int(times), int(value) if value.isdigit() else getattr(errno, value), value)
+        swept = [sweep(name, lambda _: iter([(one,)]))]
+    else:
+        swept = [sweep(name, every_so_many(int(rest[0]) if rest else 1))]
+    tried, bad, counts = map(list, zip(*swept, strict=True))
+    calls = {kind: sum(each.get(kind, 0) for each in counts) for kind in KINDS}
+    seconds = round(time.monotonic() - began, 1)
+    print(json.dumps({"tried": sum(tried), "wrong": sum(bad), "counts": calls, "seconds": seconds}))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 /*
- * Faults at the shim. tests/faults/faulty.py puts this file in front of ffi/uring.c and compiles the two as one; the
+ * Faults at the shim. shim_variants.py puts this file in front of ffi/uring.c and compiles the two as one; the
  * shim that is shipped has none of it.
  *
  * Every system call that the shim makes is a function of this file here, and so is every entry that it prepares
@@ -263,6 +263,21 @@ static int tf_register(unsigned fd, unsigned opcode, const void *arg, unsigned c
     return rc;
 }
 
+/* What names no entry: the kernel's answer, ENOENT, is then its own. */
+#define TF_NOBODY (1ULL << 61)
+
+static void tf_mislead(struct io_uring *ring, unsigned count)
+{
+    unsigned head = __atomic_load_n(ring->sq.khead, __ATOMIC_ACQUIRE), mask = *ring->sq.kring_mask;
+
+    for (; count--; head++) {
+        struct io_uring_sqe *sqe = &ring->sq.sqes[head & mask];
+
+        if (sqe->opcode == IORING_OP_ASYNC_CANCEL && !sqe->cancel_flags && !(sqe->addr & TF_NOBODY) && tf_hit(TF_MISS))
+            sqe->addr |= TF_NOBODY;
+    }
+}
+
 static int tf_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, unsigned flags, sigset_t *arg, size_t size)
 {
     int rc = tf_fault(TF_ENTER);
@@ -281,6 +296,8 @@ static int tf_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, uns
     }
     if (s && s->late_len)
         min_complete = 0;
+    if (s)
+        tf_mislead(s->ring, to_submit);
     rc = io_uring_enter2(fd, to_submit, min_complete, flags, arg, size);
     if (s)
         tf_pull(s);

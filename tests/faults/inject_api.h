@@ -18,7 +18,9 @@
 #define TF_LATE 12
 #define TF_DOUBLE 13
 #define TF_NO_ROOM 14
-#define TF_KINDS 15
+/* Cancels by user_data: the kernel does not find their target. */
+#define TF_MISS 15
+#define TF_KINDS 16
 #define TF_FIRST_USER_DATA 16
 
 /* Lets the nth call of a kind from now on (1: the next), and `times` - 1 after it (0: all), fail. */

@@ -84,6 +84,62 @@ def test_f03_an_entry_whose_submission_failed_runs_once_and_with_its_memory_aliv
         """)
 
 
+def test_f03_an_entry_that_is_refused_pins_nothing_and_leaves_nothing_behind() -> None:
+    """F3: it was never queued, so its memory is the caller's, though the exception has the frames; and no operation is lost."""
+    in_run("""
+        import tempfile
+
+        async def main():
+            operations = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager.operations
+            ours, theirs = trio.socket.socketpair()
+            with ours, theirs, tempfile.TemporaryFile() as plain:
+                fd = plain.fileno()
+                file = trio.wrap_file(open(fd, "r+b", buffering=0, closefd=False))
+                stream = trio.SocketStream(ours)
+                peer = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                await peer.bind(("127.0.0.1", 0))
+                name = peer.getsockname()
+                read, write = os.pipe2(os.O_CLOEXEC)
+                pipe = trio.lowlevel.FdStream(write)
+                with peer:
+                    for call in (
+                        ours.send,
+                        stream.send_all,
+                        ours.recv_into,
+                        ours.recvfrom_into,
+                        pipe.send_all,
+                        lambda data: ours.recv(len(data)),
+                        lambda data: ours.recvfrom(len(data)),
+                        lambda data: ours.sendmsg([data]),
+                        lambda data: ours.recvmsg_into([data]),
+                        lambda data: peer.sendto(data, name),
+                        lambda data: trio_uring.write_at(fd, data, 0),
+                        lambda data: trio_uring.writev_at(fd, [data], 0),
+                        lambda data: trio_uring.readinto_at(fd, data, 0),
+                        lambda data: trio_uring.readinto_many(fd, [(0, data)]),
+                        file.readinto,
+                        file.write,
+                    ):
+                        data = bytearray(8)
+                        counts = set()
+                        for _ in range(3):
+                            lib.tf_arm(lib.TF_SQE, 1, 1, errno.EBUSY)
+                            try:
+                                await call(data)
+                            except (OSError, trio.BrokenResourceError) as error:
+                                data.append(0)  # while `error` has the frames
+                            else:
+                                raise SystemExit("not refused")
+                            finally:
+                                lib.tf_disarm()
+                            counts.add(len(operations))
+                        assert len(counts) == 1, counts
+                os.close(read)
+                await pipe.aclose()
+                await file.aclose()
+        """)
+
+
 def test_f05_completions_are_copied_before_their_places_are_given_back() -> None:
     """F5: what `wait` has answered does not change when the kernel uses the same places of the queue again."""
     ring = Ring(2, 4)
@@ -230,6 +286,56 @@ def test_f12_a_cancel_that_there_is_no_room_for_is_not_lost() -> None:
                 await theirs.send(b"k")
                 assert await ours.recv(1) == b"k"
         """)
+
+
+MISSED = """
+        async def main():
+            reader, writer = os.pipe()
+            ours, theirs = trio.socket.socketpair()
+            with open(reader, "rb", 0), open(writer, "wb", 0), ours, theirs, trio.fail_after(30):
+                from trio_uring import _batches
+                _batches.kind = lambda fd: 0
+                calls = [
+                    lambda: ours.recv(1), lambda: trio.lowlevel.wait_readable(ours),
+                    lambda: trio_uring.read_many(reader, [(0, 2)] * 9, depth=4),
+                ]
+                for call in calls:
+                    for times in (1, 3, 8):
+                        async with trio.open_nursery() as nursery:
+                            nursery.start_soon(call)
+                            await trio.testing.wait_all_tasks_blocked()
+                            before = lib.tf_calls(lib.TF_MISS)
+                            lib.tf_arm(lib.TF_MISS, 1, times, 0)
+                            nursery.cancel_scope.cancel()
+                        while lib.tf_calls(lib.TF_MISS) - before <= times:
+                            await trio.sleep(0.001)  # a poll's task has not waited for its completion
+                        lib.tf_disarm()
+                await theirs.send(b"k")
+                assert await ours.recv(1) == b"k"
+                os.write(writer, b"next")
+                assert os.read(reader, 9) == b"next"
+"""
+
+
+GUEST = """
+        import queue
+        todo, results = queue.SimpleQueue(), []
+        trio_uring.start_guest_run(
+            main, run_sync_soon_threadsafe=todo.put, done_callback=results.append, io_backend="uring"
+        )
+        while not results:
+            todo.get(timeout=60)()
+        results[0].unwrap()
+"""
+
+
+@pytest.mark.parametrize("mode", ["run", "guest"])
+def test_f15_a_cancel_that_finds_its_target_on_its_way_is_sent_again(mode: str) -> None:
+    """F15, F12: between a poll and a worker's queue it is in neither; on 6.1 that is where cancels met blocking pipes."""
+    if mode == "run":
+        in_run(MISSED)
+    else:
+        program_on_faulty(RUN + textwrap.dedent(MISSED) + textwrap.dedent(GUEST))
 
 
 def test_f13_a_completion_that_comes_twice_completes_one_operation() -> None:
@@ -742,6 +848,35 @@ def test_f39_a_second_set_of_buffers_is_refused_whatever_its_size() -> None:
 
 
 # ------------------------------------------------------------------ buffers
+
+
+def test_f35_no_second_descriptor_while_a_fifo_is_opened() -> None:
+    """F35: the wait for a writer takes a descriptor of its own for a moment; without one it is an error, and no wait for ever."""
+    in_run("""
+        import tempfile
+
+        async def main():
+            with tempfile.TemporaryDirectory() as directory:
+                path = directory + "/fifo"
+                os.mkfifo(path)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+                held = []
+                try:
+                    while True:
+                        held.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+                except OSError:
+                    os.close(held.pop())
+                before = descriptors()
+                with trio.fail_after(20):
+                    try:
+                        await trio.open_file(path, "rb", buffering=0)
+                        raise SystemExit("opened")
+                    except OSError as error:
+                        assert (error.errno, error.filename) == (errno.EMFILE, path), error
+                assert descriptors() == before
+                for fd in held:
+                    os.close(fd)
+        """)
 
 
 def test_f36_no_buffer_is_handed_out_twice_when_completions_are_put_aside() -> None:

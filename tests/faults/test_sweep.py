@@ -7,11 +7,17 @@ import os
 from pathlib import Path
 
 import pytest
-from fault_scenarios import ALL
+from fault_scenarios import ALL, SUITE
 from fault_tools import on_faulty
+
+from trio_uring.cancellation import OPERATIONS
 
 # Every so many faults are tried; no factor in common with the number of ways in which a call may fail.
 STRIDE = int(os.environ.get("TRIO_URING_FAULT_STRIDE", "29"))
+# The same under the cancellation suite's pairs of operation and cause, of which the first round has each operation once.
+SUITE_STRIDE = int(os.environ.get("TRIO_URING_FAULT_SUITE_STRIDE", "751"))
+PAIRS = min(int(os.environ.get("TRIO_URING_FAULT_PAIRS", len(OPERATIONS))), len(SUITE))
+TOGETHER = 16  # pairs that one process takes
 # Of faults that come together. A seed that finds something stays here.
 SEEDS = (1, 2)
 SWEEP = str(Path(__file__).with_name("fault_sweep.py"))
@@ -38,3 +44,10 @@ def test_any_single_fault_ends_in_a_clear_error_or_a_right_result(name: str) -> 
 def test_faults_that_come_together_end_so_too(name: str, seed: int) -> None:
     """The same, two to five of them in one run."""
     assert swept(name, "random", "6", str(seed)) > 0
+
+
+@pytest.mark.parametrize("first", range(0, PAIRS, TOGETHER))
+def test_the_cancellation_suite_survives_any_single_fault(first: int) -> None:
+    """Each operation, ended by a cause at each moment: who was hit is told, and the next call on that ring is none the worse."""
+    last = min(first + TOGETHER, PAIRS)
+    assert swept("suite", str(SUITE_STRIDE), str(first), str(last)) >= last - first

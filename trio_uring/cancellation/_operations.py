@@ -584,6 +584,8 @@ class SendPipe(OnPipe):
 class ProcessWait(Prepared):
     """Process.wait: the status is not lost by a cancel; it is there for the next who waits."""
 
+    process: trio.Process | None = None
+
     async def prepare(self) -> None:
         read, self.stdin = os.pipe2(os.O_CLOEXEC)
         try:
@@ -592,6 +594,7 @@ class ProcessWait(Prepared):
             os.close(read)
 
     async def call(self) -> Any:
+        assert self.process is not None
         return await self.process.wait()
 
     def make_ready(self) -> None:
@@ -600,12 +603,15 @@ class ProcessWait(Prepared):
     async def check(self, ended: Ended) -> None:
         await super().check(ended)
         self.complete()
+        assert self.process is not None
         assert await self.process.wait() == 0
         assert ended.kind != RETURNED or ended.value == 0
 
     async def clear(self) -> None:
         self.complete()
-        await self.process.wait()
+        # Not by its `wait`, whose lock a run that broke down has taken with it.
+        while self.process is not None and self.process.poll() is None:  # noqa: ASYNC110
+            await trio.sleep(0.001)
 
 
 class Wake(Subject):
@@ -636,17 +642,24 @@ class OnFile(Prepared):
     MODE: str | None = "r+b"
     BUFFERING = 0
 
-    async def prepare(self) -> None:
-        self.completed = True
+    def __init__(self, books: Books) -> None:
+        super().__init__(books)
+        self.file: Any = None
         self.directory = Path(tempfile.mkdtemp(prefix="cancellation-"))
         self.path = self.directory / "file"
+
+    async def prepare(self) -> None:
+        self.completed = True
         self.path.write_bytes(self.CONTENT)
-        self.file: Any = None if self.MODE is None else await trio.open_file(self.path, self.MODE, self.BUFFERING)
+        if self.MODE is not None:
+            self.file = await trio.open_file(self.path, self.MODE, self.BUFFERING)
 
     async def clear(self) -> None:
-        if self.file is not None:
-            await self.file.aclose()
-        shutil.rmtree(self.directory)
+        try:
+            if self.file is not None:
+                await self.file.aclose()
+        finally:
+            shutil.rmtree(self.directory)
 
 
 class FileRead(OnFile):
@@ -910,6 +923,8 @@ class Copy(OnFile):
 
     BEFORE: Final = b"what the target holds" * 20
 
+    target = -1
+
     async def prepare(self) -> None:
         await super().prepare()
         self.target = os.memfd_create("target", os.MFD_CLOEXEC)
@@ -925,7 +940,8 @@ class Copy(OnFile):
 
     async def clear(self) -> None:
         await super().clear()
-        os.close(self.target)
+        if self.target >= 0:
+            os.close(self.target)
 
 
 class SendFile(Send):
