@@ -11,8 +11,8 @@ cd "$(dirname "$0")/.."
 bin=$(dirname "$(realpath -s "${PYTHON:-.venv/bin/python}")")
 tests=("$@")
 [ ${#tests[@]} -gt 0 ] || tests=(tests/ring/test_{operations,batch,conformance}.py tests/manager/test_operations.py
-  tests/files/test_positional.py -k "not simulated and not epoll and not cancel_in_one_batch and not from_zero_to_late
-  and not signal and not interrupt and not thread and not slow_reader and not from_outside")
+  tests/files/test_positional.py -k "not simulated and not epoll and not cancel_in_one_batch and not from_zero_to_late and \
+not signal and not interrupt and not thread and not slow_reader and not from_outside")
 variant=$("$bin/python" tests/faults/shim_variants.py | tail -1)
 log=build/variants/valgrind.log
 PYTHONMALLOC=malloc PYTHONPATH=$variant TRIO_URING_TEST_SECONDS=1200 valgrind --tool=memcheck --error-limit=no --num-callers=30 --log-file="$log" -q \
