@@ -13,8 +13,8 @@ from pathlib import Path
 MARKER = "getppid"
 # IORING_ENTER_REGISTERED_RING, by name or as a number by a strace that does not know it.
 REGISTERED = re.compile(r"REGISTERED_RING|0x[0-9a-f]*[13579bdf][0-9a-f]\b")
-# What an allocator may do at any time.
-OF_THE_INTERPRETER = {"brk", "mmap", "munmap", "mremap", "madvise", "mprotect"}
+# What an allocator may do at any time; and a look at the clock, which is no system call but on machines that are emulated.
+OF_THE_INTERPRETER = {"brk", "mmap", "munmap", "mremap", "madvise", "mprotect", "clock_gettime"}
 
 PREPARE = """
 import os
