@@ -106,7 +106,7 @@ def test_no_worker_thread_is_started(mode: str, how: str, tmp_path: Path, thread
     running = threading.active_count()
     on_ring(main)
     assert threads.jobs == []
-    assert threading.active_count() == running
+    assert threading.active_count() <= running  # one that idled may have gone
 
 
 def test_a_name_bound_after_the_import_is_served(tmp_path: Path, threads: Threads) -> None:

@@ -247,7 +247,7 @@ def test_no_thread_has_a_part(here: pathlib.Path, threads: Threads, ring: Backen
 
     run(main, io_backend=ring)
     assert not threads.asked
-    assert threading.active_count() == running
+    assert threading.active_count() <= running  # one that idled may have gone
 
 
 @pytest.mark.parametrize("method", ["stat", "exists", "mkdir", "read_text", "samefile"])

@@ -118,7 +118,7 @@ def test_no_thread_has_a_part(tmp_path: pathlib.Path, threads: Limiter) -> None:
 
     run(main)
     assert not threads.asked
-    assert threading.active_count() == running
+    assert threading.active_count() <= running  # one that idled may have gone
 
 
 def test_asyncio_is_untouched(tmp_path: pathlib.Path, threads: Limiter) -> None:

@@ -1055,7 +1055,7 @@ def test_no_thread_is_started_by_any_of_it() -> None:
                 received = b""
                 while len(received) < 1_000_000:
                     received += await receiver.receive_some()
-                    assert threading.active_count() == before
+                    assert threading.active_count() <= before  # one that idled may have gone
         assert received == pattern(1_000_000)
 
     run("uring", main)

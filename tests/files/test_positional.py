@@ -240,7 +240,7 @@ def test_no_worker_thread(ring: Backend, fd: int, path: Path, tmp_path: Path, mo
         await trio_uring.statx(path)
         await trio_uring.statx(fd)
         await trio_uring.copy_file(fd, out, offset_target=10)
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads  # one that idled may have gone
 
     try:
         run(ring, main)
