@@ -729,7 +729,7 @@ def test_f20_non_blocking_descriptors_wait(backend: Backend, kind: str) -> None:
         with trio_pair(kind, 4608) as (a, b):
             assert not os.get_blocking(a.fileno())
             while fill(a):  # noqa: ASYNC110 - TCP moves data on in its own time, and then has room again
-                await trio.sleep(0.01)
+                await trio.sleep(0.2)  # an acknowledgement may be delayed so long
             waiters = [Waiter() for _ in range(2)]
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(waiters[0].run, a.recv, 10)
