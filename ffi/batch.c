@@ -71,6 +71,15 @@ static uint64_t slot_data(const tu_ring *r, unsigned place, unsigned slot)
     return BATCH_DATA | (uint64_t)place << 48 | (uint64_t)r->batches[place]->tag << 32 | slot;
 }
 
+/* The batch that an entry in flight is of; NULL where none such is in flight. */
+static tu_batch *batch_of(const tu_ring *r, uint64_t user_data)
+{
+    unsigned place = user_data >> 48 & (MOST_BATCHES - 1), slot = (unsigned)user_data;
+    tu_batch *b = place < r->batch_places ? r->batches[place] : NULL;
+
+    return b && b->tag == (uint16_t)(user_data >> 32) && slot < b->places && b->slots[slot].busy ? b : NULL;
+}
+
 static void batch_free(tu_batch *b)
 {
     if (b) {
@@ -223,11 +232,11 @@ static int batch_advance(tu_ring *r)
 /* Books the completion of an entry of a batch, and decides what becomes of its item. */
 static void batch_note(tu_ring *r, uint64_t user_data, int res)
 {
-    unsigned place = user_data >> 48 & (MOST_BATCHES - 1), slot = (unsigned)user_data, done, length;
-    tu_batch *b = place < r->batch_places ? r->batches[place] : NULL;
+    unsigned slot = (unsigned)user_data, done, length;
+    tu_batch *b = batch_of(r, user_data);
     int was_over, ends = 1;
 
-    if (!b || b->tag != (uint16_t)(user_data >> 32) || slot >= b->places || !b->slots[slot].busy)
+    if (!b)
         return; /* stale */
     r->missed -= b->slots[slot].missed;
     b->slots[slot].missed = 0;
@@ -408,10 +417,10 @@ static int batch_cancel(tu_ring *r, uint64_t user_data)
 /* What misses() does, for an entry of a batch. */
 static void batch_misses(tu_ring *r, uint64_t user_data)
 {
-    unsigned place = user_data >> 48 & (MOST_BATCHES - 1), slot = (unsigned)user_data;
-    tu_batch *b = place < r->batch_places ? r->batches[place] : NULL;
+    unsigned slot = (unsigned)user_data;
+    tu_batch *b = batch_of(r, user_data);
 
-    if (b && b->tag == (uint16_t)(user_data >> 32) && slot < b->places && b->slots[slot].busy && !b->slots[slot].missed) {
+    if (b && !b->slots[slot].missed) {
         b->slots[slot].missed = 1;
         r->missed++;
     }

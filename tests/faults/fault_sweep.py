@@ -218,9 +218,8 @@ def attempt(scenario: fault_scenarios.Scenario, tried: tuple[Fault, ...]) -> lis
         if time.monotonic() > deadline:
             wrong.append(f"left open, or closed: {sorted(changed)}")
             break
-        time.sleep(
-            0.01
-        )  # a worker thread of Trio's has one open, and keeps the task that it works for until it is done
+        # A worker thread of Trio's has one open, and keeps the task that it works for until it is done.
+        time.sleep(0.01)
         gc.collect()
     if _ring._leaked and lets_go:
         wrong.append(f"{len(_ring._leaked)} rings leaked their memory")
