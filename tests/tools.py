@@ -1,11 +1,13 @@
-"""What the tests of every room share: a run on a backend, and a look at it from inside.
+"""What the tests of every room share: a run on a backend, a look at it from inside, descriptors that are full or empty.
 
 Knows Trio, the public interface and the manager; knows nothing of what is tested.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -34,6 +36,25 @@ def manager() -> UringIOManager:
 async def blocked(cushion: float = 0.0) -> None:
     """Return when every other task has been blocked for `cushion` seconds."""
     await trio.testing.wait_all_tasks_blocked(cushion)
+
+
+def fill(fd: int) -> int:
+    """Write to a non-blocking descriptor until it takes no more; the number of bytes."""
+    count = 0
+    for size in (65536, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                count += os.write(fd, bytes(size))
+    return count
+
+
+def empty(fd: int) -> bytes:
+    """Read a non-blocking descriptor until nothing is left; what came."""
+    data = bytearray()
+    with contextlib.suppress(BlockingIOError):
+        while some := os.read(fd, 1 << 20):
+            data += some
+    return bytes(data)
 
 
 def freeze_imported() -> None:

@@ -15,6 +15,8 @@ import trio
 import trio.testing
 from tools import Backend as Backend
 from tools import blocked as blocked
+from tools import empty as empty
+from tools import fill as fill
 from tools import freeze_imported
 from tools import manager as manager
 from tools import run as run
@@ -60,25 +62,6 @@ def stream_and_fd(direction: str) -> Iterator[tuple[FdStream, int]]:
         with contextlib.suppress(OSError):  # a test may have closed it to make an end
             if os.fstat(theirs).st_ino == pipe:
                 os.close(theirs)
-
-
-def fill(fd: int) -> int:
-    """Write to a non-blocking descriptor until it takes no more; the number of bytes."""
-    count = 0
-    for size in (65536, 1):
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                count += os.write(fd, bytes(size))
-    return count
-
-
-def empty(fd: int) -> bytes:
-    """Read a non-blocking descriptor until nothing is left; what came."""
-    data = bytearray()
-    with contextlib.suppress(BlockingIOError):
-        while some := os.read(fd, 1 << 20):
-            data += some
-    return bytes(data)
 
 
 class Caller:

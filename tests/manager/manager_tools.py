@@ -26,6 +26,8 @@ import trio
 import trio.testing
 from tools import Backend as Backend
 from tools import blocked as blocked
+from tools import empty as empty
+from tools import fill as fill
 from tools import manager as manager
 from tools import run as run
 
@@ -75,23 +77,6 @@ def pipe() -> Iterator[tuple[int, int]]:
             with contextlib.suppress(OSError):
                 if os.fstat(fd).st_ino == inode:
                     os.close(fd)
-
-
-def fill(fd: int) -> None:
-    """Write to a non-blocking descriptor until it takes no more."""
-    for size in (65536, 1):
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(fd, bytes(size))
-
-
-def empty(fd: int) -> int:
-    """Read a non-blocking descriptor until nothing is left; the number of bytes."""
-    count = 0
-    with contextlib.suppress(BlockingIOError):
-        while data := os.read(fd, 1 << 20):
-            count += len(data)
-    return count
 
 
 class Waiter:
