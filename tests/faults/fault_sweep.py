@@ -114,9 +114,9 @@ def hits_entry_queue(name: str, fault: Fault) -> bool:
 
     Where the poll of Trio's entry queue fails, Trio breaks down, but a task in `trio.to_thread.run_sync` cannot be told any more
     that its thread has ended: Trio waits for it for ever, on epoll as well. Some rows of the suite ask a thread when the ring has
-    refused, so they get there with more than one refusal.
+    refused, and Trio starts a process in one, so they get there with more than one refusal.
     """
-    asks_thread = name.startswith(("Path.exists-", "Path.touch-", "Path.mkdir with parents-"))
+    asks_thread = name.startswith(("Path.exists-", "Path.touch-", "Path.mkdir with parents-", "Process.wait-"))
     return fault.kind in ("SQE", "ALLOC") and (name == "wakeups" or (asks_thread and fault.times > 1))
 
 
