@@ -51,7 +51,7 @@ CANCELLATION ?= --cancellation-runs=10000
 
 cancellation: $(VENV)/installed
 	for backend in uring epoll; do \
-	  $(BIN)/pytest -v -o faulthandler_timeout=900 -p trio_uring.cancellation --trio-io-backend=$$backend $(CANCELLATION) \
+	  $(BIN)/pytest -v -p trio_uring.cancellation --trio-io-backend=$$backend $(CANCELLATION) \
 	  || exit; done
 
 # A wheel, checked, and tried in an empty environment on a machine view without liburing.

@@ -74,3 +74,34 @@ def test_started_in_the_background(tmp_path: Path) -> None:
     )
     assert status == 0, output
     assert re.search(r"[1-9]\d* passed", output), output
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--cancellation-backend=nobody.has", "No module named 'nobody'"),
+        ("--cancellation-backend=forgetful:recv", "has no attribute 'run'"),
+        ("--cancellation-backend=:run", "the functions run and start_guest_run"),
+        ("--cancellation-runs=0", "give 1 or more"),
+        ("--cancellation-seconds=0", "give more than 0"),
+    ],
+)
+def test_a_wrong_option_is_refused(tmp_path: Path, option: str, says: str) -> None:
+    status, output = suite(tmp_path, option)
+    assert status == pytest.ExitCode.USAGE_ERROR, output
+    assert says in output
+    assert "Traceback" not in output
+
+
+def test_a_backend_that_hangs_ends_the_test_run(tmp_path: Path) -> None:
+    """And shows where: nothing else could end it."""
+    program = "import time, trio\nstart_guest_run = trio.lowlevel.start_guest_run\nnumber = iter(range(9))\n"
+    program += "def run(*args, **options): return time.sleep(99) if next(number) else trio.run(*args, **options)\n"
+    (tmp_path / "asleep_later.py").write_text(program)
+    chosen = "trio_uring.cancellation.suite::test_race[recv-KeyboardInterrupt]"
+    status, output = suite(
+        tmp_path, "--cancellation-backend=asleep_later", "--cancellation-seconds=1", some=("--pyargs", chosen)
+    )
+    assert status == 1, output
+    assert "Timeout (0:00:01)!" in output
+    assert "in test_race" in output

@@ -2,18 +2,20 @@
  * Faults at the shim. shim_variants.py puts this file in front of ffi/uring.c and compiles the two as one; the
  * shim that is shipped has none of it.
  *
- * Every system call that the shim makes is a function of this file here, and so is every entry that it prepares
- * (TU_FAULT_SQE): each counts its calls by kind and fails those that tf_arm() names. The completion queue that the shim
+ * Every system call that the shim makes (but close and munmap, whose answers it does not ask) is a function of this file
+ * here, and so is every entry that it prepares (TU_FAULT_SQE): each counts its calls by kind and fails those that tf_arm() names. The completion queue that the shim
  * reads is a shadow: after each enter the completions of the real one move there, and on the way they are lost, held
  * back, doubled or put off for want of room.
  *
  * What a fault does is what the kernel could do: an io_uring_enter(2) that fails has submitted nothing, one that submits
- * less than it was asked to does not wait, and a completion for which there is no room sets IORING_SQ_CQ_OVERFLOW.
+ * less than it was asked to does not wait, a completion for which there is no room sets IORING_SQ_CQ_OVERFLOW, and what is
+ * done by half leaves the rest of a stream or file where it was.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <poll.h>
 #include <pthread.h>
@@ -23,6 +25,10 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "inject_api.h"
@@ -266,6 +272,21 @@ static int tf_register(unsigned fd, unsigned opcode, const void *arg, unsigned c
 /* What names no entry: the kernel's answer, ENOENT, is then its own. */
 #define TF_NOBODY (1ULL << 61)
 
+/* Whether the kernel might do a part of it: nobody splits a datagram. */
+static int tf_splits(const struct io_uring_sqe *sqe)
+{
+    int type = SOCK_STREAM;
+    socklen_t size = sizeof type;
+
+    if (sqe->user_data < TF_FIRST_USER_DATA || sqe->len < 2)
+        return 0;
+    if (sqe->opcode == IORING_OP_READ || sqe->opcode == IORING_OP_WRITE)
+        return 1;
+    if (sqe->opcode != IORING_OP_SEND && sqe->opcode != IORING_OP_RECV)
+        return 0;
+    return getsockopt(sqe->fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 || type == SOCK_STREAM;
+}
+
 static void tf_mislead(struct io_uring *ring, unsigned count)
 {
     unsigned head = __atomic_load_n(ring->sq.khead, __ATOMIC_ACQUIRE), mask = *ring->sq.kring_mask;
@@ -275,6 +296,8 @@ static void tf_mislead(struct io_uring *ring, unsigned count)
 
         if (sqe->opcode == IORING_OP_ASYNC_CANCEL && !sqe->cancel_flags && !(sqe->addr & TF_NOBODY) && tf_hit(TF_MISS))
             sqe->addr |= TF_NOBODY;
+        if (tf_splits(sqe) && tf_hit(TF_PART))
+            sqe->len = sqe->len % 1024 ? sqe->len / 2 : sqe->len / 1024 * 512; /* O_DIRECT wants whole sectors */
     }
 }
 
@@ -357,6 +380,12 @@ static void *tf_realloc(void *memory, size_t size)
 #define write(fd, data, size) tf_write(fd, data, size)
 #define ppoll(fds, count, timeout, mask) tf_ppoll(fds, count, timeout, mask)
 #define mmap(address, size, protection, flags, fd, offset) tf_mmap(address, size, protection, flags, fd, offset)
+#define lseek(...) (tf_fails(TF_FILE) ? -1 : lseek(__VA_ARGS__))
+#define fcntl(...) (tf_fails(TF_FILE) ? -1 : fcntl(__VA_ARGS__))
+#define fstat(...) (tf_fails(TF_FILE) ? -1 : fstat(__VA_ARGS__))
+#define fstatfs(...) (tf_fails(TF_FILE) ? -1 : fstatfs(__VA_ARGS__))
+#define syscall(...) (tf_fails(TF_FILE) ? -1 : syscall(__VA_ARGS__))
+#define fallocate(...) (tf_fails(TF_FILE) ? -1 : fallocate(__VA_ARGS__))
 #define calloc(count, size) tf_calloc(count, size)
 #define realloc(memory, size) tf_realloc(memory, size)
 #define TU_FAULT_SQE tf_fault(TF_SQE)

@@ -20,7 +20,11 @@
 #define TF_NO_ROOM 14
 /* Cancels by user_data: the kernel does not find their target. */
 #define TF_MISS 15
-#define TF_KINDS 16
+/* Questions about a file (lseek, fcntl, fstat, fstatfs, statx) and fallocate: the value is the errno. */
+#define TF_FILE 16
+/* Reads, writes, sends and receives: the kernel does about half. */
+#define TF_PART 17
+#define TF_KINDS 18
 #define TF_FIRST_USER_DATA 16
 
 /* Lets the nth call of a kind from now on (1: the next), and `times` - 1 after it (0: all), fail. */

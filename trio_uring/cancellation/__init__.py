@@ -1,9 +1,9 @@
 """The cancellation suite: what structured concurrency promises about cancelled I/O, as tests for any backend of Trio.
 
-    pytest -p trio_uring.cancellation                                  # Trio as it is installed
-    pytest -p trio_uring.cancellation --trio-io-backend=uring          # on the ring
-    pytest -p trio_uring.cancellation --cancellation-backend=package.module
-    pytest -p trio_uring.cancellation --cancellation-runs=10000 -v     # the slow proof
+    python -m pytest -p trio_uring.cancellation                                  # Trio as it is installed
+    python -m pytest -p trio_uring.cancellation --trio-io-backend=uring          # on the ring
+    python -m pytest -p trio_uring.cancellation --cancellation-backend=package.module
+    python -m pytest -p trio_uring.cancellation --cancellation-runs=10000 -v     # the slow proof
 
 It is a table of operations x moments x causes. `OPERATIONS` says of each call how to set it up, how to let it complete,
 what it does to the world and which outcomes are allowed; `MOMENTS` when it is cancelled; `CAUSES` by what. Each triple is
@@ -20,8 +20,10 @@ PYTEST_DONT_REWRITE: it is a plugin, and the package is imported before it.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +43,9 @@ from ._operations import Operation as Operation
 from ._operations import Subject as Subject
 
 SHORT_RUNS = 24  # of each pair, where nobody asks for more
+SECONDS = 900.0  # after which a test is taken to hang
+
+REAL_STDERR = pytest.StashKey[int]()
 
 
 class Backend(NamedTuple):
@@ -64,12 +69,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="MODULE[:OBJECT]",
         help="what has functions run and start_guest_run, as Trio's (default: Trio's)",
     )
+    group.addoption(
+        "--cancellation-seconds",
+        type=float,
+        default=SECONDS,
+        help=f"after which a test is taken to hang: it shows where, and ends the test run (default {SECONDS:.0f})",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The suite is what is run, where the command line names no tests."""
+    """The suite is what is run, where the command line names no tests. What the options name has to be there."""
+    if config.getoption("--cancellation-runs") < 1:
+        raise pytest.UsageError("--cancellation-runs: each pair is raced once at least, so give 1 or more")
+    if config.getoption("--cancellation-seconds") <= 0:
+        raise pytest.UsageError("--cancellation-seconds: a test takes some time, so give more than 0")
+    _backend(config)
+    config.stash[REAL_STDERR] = os.dup(2)  # nothing is captured yet
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args[:] = [str(Path(__file__).with_name("suite.py"))]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Close what the plugin has open."""
+    if REAL_STDERR in config.stash:
+        os.close(config.stash[REAL_STDERR])
 
 
 def keep_what_applies(
@@ -104,14 +127,29 @@ def cancellation_backend(request: pytest.FixtureRequest) -> Backend:
     return _backend(request.config)
 
 
+@pytest.fixture(autouse=True)
+def bounded(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A backend that hangs is one test's failure where the suite can end the call, and else the end of the test run."""
+    seconds = request.config.getoption("--cancellation-seconds")
+    faulthandler.dump_traceback_later(seconds, exit=True, file=request.config.stash[REAL_STDERR])
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
 def _backend(config: pytest.Config) -> Backend:
     named = config.getoption("--cancellation-backend", None)
     if named is None:
         return Backend(trio.run, trio.lowlevel.start_guest_run)
     module, _, name = str(named).partition(":")
-    found: Any = importlib.import_module(module)
-    found = getattr(found, name) if name else found
-    return Backend(found.run, found.start_guest_run)
+    try:
+        found: Any = importlib.import_module(module)
+        found = getattr(found, name) if name else found
+        return Backend(found.run, found.start_guest_run)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise pytest.UsageError(
+            f"--cancellation-backend={named}: {error}. It names a module (MODULE) or something in one (MODULE:OBJECT) that has "
+            "the functions run and start_guest_run; one in the current directory is found by `python -m pytest`"
+        ) from error
 
 
 @pytest.fixture(scope="session")

@@ -186,7 +186,15 @@ GONE: Final = object()
 def payload(size: int) -> bytearray:
     """Bytes that no other attempt has, none of them zero."""
     pattern = struct.pack("<Q", next(_numbers) | 0x8080808080808080)
-    return bytearray((pattern * (size // 8 + 1))[:size])
+    return with_room((pattern * (size // 8 + 1))[:size])
+
+
+def with_room(data: bytes) -> bytearray:
+    """A bytearray that `append` does not move: who still writes to its memory then meets the poison."""
+    room = len(data) // 2 + 1  # more would be given back at once
+    memory = bytearray(data + bytes(room))
+    del memory[-room:]
+    return memory
 
 
 class Memory:
@@ -194,7 +202,7 @@ class Memory:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.whole = bytearray(CANARY + UNTOUCHED * size + CANARY)
+        self.whole = with_room(CANARY + UNTOUCHED * size + CANARY)
         self.view = memoryview(self.whole)[len(CANARY) : len(CANARY) + size]
 
     def take(self, count: int, books: Books) -> bytes:
@@ -484,6 +492,9 @@ class Connect(Subject):
         except OSError as error:
             assert error.errno in (errno.EBADF, errno.ENOTCONN)  # noqa: PT017
             assert ended.kind != RETURNED or self.sock.fileno() < 0
+            # What has an address has begun to connect, and after a cancel nobody may go on with it.
+            begun = self.sock.fileno() >= 0 and self.sock.getsockname()[1] != 0
+            assert not begun or ended.value is KeyboardInterrupt, "the socket is on its way to connect, and open"
         else:
             # After KeyboardInterrupt Trio leaves the socket as it is, which may be on its way.
             told = ended.kind == RETURNED or ended.value is KeyboardInterrupt
