@@ -240,7 +240,7 @@ static void batch_note(tu_ring *r, uint64_t user_data, int res)
         return; /* stale */
     r->missed -= b->slots[slot].missed;
     b->slots[slot].missed = 0;
-    r->batch_noted++;
+    r->noted++;
     r->batch_late += (unsigned)b->direct;
     if (b->booked) {
         account(r, res, 0);
@@ -434,8 +434,8 @@ static void batch_recancel(tu_ring *r)
 
         for (unsigned slot = 0; b && slot < b->places; slot++)
             if (b->slots[slot].missed && queue_cancel_one(r, slot_data(r, place, slot)) >= 0) {
+                r->missed -= b->slots[slot].missed; /* 0, where making room has brought its completion */
                 b->slots[slot].missed = 0;
-                r->missed--;
             }
     }
 }

@@ -101,7 +101,8 @@ struct tu_ring {
     unsigned handed; /* completions that the last tu_wait() handed out */
     tu_batch **batches;
     unsigned batch_places, batch_live, batch_over; /* over: all completions are there, and nobody has been told */
-    unsigned batch_turn, batch_noted;
+    unsigned batch_turn;
+    unsigned noted; /* completions, of batches and of cancels, that nobody is told of */
     unsigned batch_late; /* completions of devices that batch_advance() has not seen yet */
     uint16_t batch_tag;
 };
@@ -422,6 +423,7 @@ static void misses(tu_ring *r, uint64_t target)
     unsigned mask = r->flying_cap - 1, before = r->missed;
     int64_t now;
 
+    r->noted++;
     if (target & BATCH_DATA) {
         batch_misses(r, target);
     } else if (r->flying_len) {
@@ -764,8 +766,12 @@ static void prepare_cancel(struct io_uring_sqe *sqe, uint64_t user_data)
 static int queue_cancel_one(tu_ring *r, uint64_t user_data)
 {
     struct io_uring_sqe *sqe;
-    int rc = next_sqe(r, &sqe);
+    int rc;
 
+    /* Where the last one found no room there is none for this one: many need no more patience than one (F12, F23). */
+    if (r->owed_len && r->state == OPEN && tu_is_owner(r) && owe_cancel(r, user_data) >= 0)
+        return 0;
+    rc = next_sqe(r, &sqe);
     if (rc < 0)
         return r->state == OPEN && tu_is_owner(r) ? owe_cancel(r, user_data) : rc;
     prepare_cancel(sqe, user_data);
@@ -1014,8 +1020,8 @@ static int rest(tu_ring *r, int64_t left)
 int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max)
 {
     unsigned n, noted, seen = 0;
-    int64_t started = 0, left = timeout_ns;
-    int sleeping, hungry, awake, rc, early = 0;
+    int64_t started = 0, left = timeout_ns, due;
+    int sleeping, hungry, awake, rc, early, went;
 
     if (r->state != OPEN)
         return refuse(r);
@@ -1030,18 +1036,14 @@ int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max)
         rc = queue_owed(r);
     if (rc < 0 && !transient(rc))
         return rc;
-    if (r->missed) {
-        int64_t due = recancel(r);
-
-        early = due >= 0 && (timeout_ns < 0 || due < timeout_ns);
-        if (early)
-            left = timeout_ns = due;
-    }
-    awake = rc < 0 || r->woken;
-    r->woken = 0;
+    awake = rc < 0;
 again:
     rc = 0;
-    noted = r->batch_noted;
+    due = r->missed ? recancel(r) : -1;
+    early = due >= 0 && (left < 0 || due < left);
+    awake |= r->woken != 0;
+    r->woken = 0;
+    noted = r->noted;
     hungry = batch_advance(r);
     if (kernel_flags(r) & IORING_SQ_CQ_OVERFLOW)
         r->stats.cq_overflows++;
@@ -1049,7 +1051,7 @@ again:
     if (timeout_ns > 0 && !started && (sleeping || r->batch_live))
         started = now_ns();
     if (sleeping) {
-        rc = rest(r, left);
+        rc = rest(r, early ? due : left);
     } else if (pending(r) || (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
         rc = enter(r, pending(r), 0, IORING_ENTER_GETEVENTS, -1);
     }
@@ -1065,12 +1067,16 @@ again:
             return refused;
         return (int)n; /* the next one tells of the refusal: what has been reaped must not be lost */
     }
-    /* Batches get on without anybody being told. But for the end of the timeout, a wake-up and a signal. */
-    if (!n && !awake && !r->missed && r->wake_armed && rc != -EINTR && (hungry || r->batch_noted != noted)) {
-        if (timeout_ns > 0 && (left = timeout_ns - (now_ns() - started)) < 0)
+    /* Batches get on, and cancels are sent again, without anybody being told. But for the end of the timeout, a wake-up, a
+     * signal, and a refusal, which only batches that lack room sit out here. */
+    went = rc >= 0 || rc == -ETIME || (hungry && transient(rc) && rc != -EINTR);
+    if (!n && !awake && r->wake_armed && went && (hungry || early || r->noted != noted)) {
+        if (started && (left = timeout_ns - (now_ns() - started)) < 0)
             left = 0;
-        if (hungry || left)
+        if (hungry || left) {
+            seen = 0;
             goto again;
+        }
     }
     if (n)
         return (int)n;
@@ -1080,7 +1086,7 @@ again:
         return 0;
     if (sleeping && rc != -ETIME && (timeout_ns < 0 || now_ns() - started < timeout_ns))
         return 0; /* a signal, or the wake-up of a cancelled entry */
-    if (rc == -EINTR || early)
+    if (rc == -EINTR)
         return 0;
     if ((rc = renew_notify(r)) < 0)
         return rc;
@@ -1158,6 +1164,8 @@ int tu_cancel_sync(tu_ring *r, uint64_t user_data, int fd, unsigned flags, int64
 
     if (r->state != OPEN)
         return refuse(r);
+    if (!tu_is_owner(r))
+        return -EEXIST;
     rc = flush(r, 0, PATIENCE);
     if (rc < 0)
         return rc;

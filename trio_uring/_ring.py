@@ -380,7 +380,6 @@ class Ring:
         if self._closed:
             return []
         self._closed = True
-        _rings.discard(self)
         reaped: list[int] = []
         try:
             if lib.tu_is_owner(self._r):
@@ -393,6 +392,7 @@ class Ring:
                 _leaked.append((self._r, self._out, keep, self._buffers))
             lib.tu_buffers_free(self._r)
             lib.tu_close(self._r)
+            _rings.discard(self)  # not before: another thread may fork meanwhile
             if left:  # at the very end, because a warning may be an exception
                 self._warn_of(left)
         return reaped

@@ -30,7 +30,7 @@ from trio_uring.cancellation import (
     Operation,
     Subject,
 )
-from trio_uring.cancellation._causes import Attempt, Attempts, EndOfRun, Guest
+from trio_uring.cancellation._causes import Attempt, Attempts, EndOfRun, Guest, Interrupt
 from trio_uring.cancellation._operations import Send
 from trio_uring.cancellation.suite import no_descriptor_leaked
 
@@ -110,7 +110,8 @@ class Interleaved(Attempts):
             await trio.testing.wait_all_tasks_blocked()
         else:
             # The cancel has to be there first; some causes take their time.
-            while not self.cancelled() and attempt.ended is None and attempt.operation.name not in SHIELDED:
+            shielded = attempt.operation.name in SHIELDED and not isinstance(self.cause, Interrupt)
+            while not self.cancelled() and attempt.ended is None and not shielded:
                 await trio.testing.wait_all_tasks_blocked(0.0001)
             self.ring.lose(ENDS[letter])
 

@@ -699,7 +699,8 @@ def test_cancelled_at_every_tick(ring: Backend, fd: int) -> None:
 
 
 @pytest.mark.usefixtures("streams_too")
-def test_a_cancelled_write_answers_what_went(ring: Backend, pipe: tuple[int, int]) -> None:
+@pytest.mark.parametrize("how", ["write_at", "writev_at"])
+def test_a_cancelled_write_answers_what_went(ring: Backend, pipe: tuple[int, int], how: str) -> None:
     """F11: and Cancelled itself means that nothing did."""
     reader, writer = pipe
     fcntl.fcntl(writer, fcntl.F_SETFL, os.O_NONBLOCK)
@@ -717,7 +718,10 @@ def test_a_cancelled_write_answers_what_went(ring: Backend, pipe: tuple[int, int
 
                 @nursery.start_soon
                 async def write() -> None:
-                    counts.append(await trio_uring.write_at(writer, data, 0))
+                    if how == "write_at":
+                        counts.append(await trio_uring.write_at(writer, data, 0))
+                    else:
+                        counts.append(await trio_uring.writev_at(writer, [data[:100], data[100:]], 0))
 
                 await blocked()
                 assert len(os.read(reader, 4096)) == 4096

@@ -5,6 +5,7 @@ Knows how Trio delivers SIGINT, and calls of every kind; knows nothing of how th
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -200,6 +201,7 @@ def test_ctrl_c_at_every_line(
         await call(Struck(NEVER))
 
     run(ring, trio.lowlevel.checkpoint)  # which loads and replaces what no run has needed so far
+    gc.collect()
     descriptors = len(os.listdir("/proc/self/fd"))
     inside = 0
     for line in range(1, MOST):
