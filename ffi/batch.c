@@ -392,26 +392,36 @@ static void batch_give_up(tu_ring *r, tu_batch *b)
         tu_wake(r); /* there will be no completion to end a sleep in another thread */
 }
 
+/* The place of the batch that its caller knows by this user_data; as many as there are places, where there is none. */
+static unsigned batch_with(const tu_ring *r, uint64_t user_data)
+{
+    unsigned place = 0;
+
+    while (place < r->batch_places && (!r->batches[place] || r->batches[place]->user_data != user_data))
+        place++;
+    return place;
+}
+
 /* 1 where user_data names a batch, which has then been asked to end; 0 where not. */
 static int batch_cancel(tu_ring *r, uint64_t user_data)
 {
+    unsigned place;
+    tu_batch *b;
+
     if (!tu_is_owner(r))
         return 0; /* and the caller is refused */
-    for (unsigned place = 0; place < r->batch_places; place++) {
-        tu_batch *b = r->batches[place];
+    place = batch_with(r, user_data);
+    if (place == r->batch_places)
+        return 0;
+    b = r->batches[place];
+    batch_give_up(r, b);
+    for (unsigned slot = 0; slot < b->places; slot++) {
+        int rc = b->slots[slot].busy ? queue_cancel_one(r, slot_data(r, place, slot)) : 0;
 
-        if (!b || b->user_data != user_data)
-            continue;
-        batch_give_up(r, b);
-        for (unsigned slot = 0; slot < b->places; slot++) {
-            int rc = b->slots[slot].busy ? queue_cancel_one(r, slot_data(r, place, slot)) : 0;
-
-            if (rc < 0)
-                return rc;
-        }
-        return 1;
+        if (rc < 0)
+            return rc;
     }
-    return 0;
+    return 1;
 }
 
 /* What misses() does, for an entry of a batch. */

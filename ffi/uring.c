@@ -111,6 +111,7 @@ struct tu_ring {
 #define BATCH_DATA (1ULL << 63)
 static void batch_note(tu_ring *r, uint64_t user_data, int res);
 static void batch_misses(tu_ring *r, uint64_t user_data);
+static unsigned batch_with(const tu_ring *r, uint64_t user_data);
 static int batch_cancel(tu_ring *r, uint64_t user_data);
 static void batch_cancel_fd(tu_ring *r, int fd);
 static void batch_free_all(tu_ring *r);
@@ -392,16 +393,26 @@ static int takes_off(tu_ring *r, uint64_t user_data)
     return 0;
 }
 
+/* Where it is in the table, if it is. */
+static int find_flying(const tu_ring *r, uint64_t user_data, unsigned *at)
+{
+    unsigned mask = r->flying_cap - 1;
+
+    if (!r->flying_len)
+        return 0;
+    for (*at = home(r, user_data); (r->flying[*at] & ~CANCEL_DATA) != user_data; *at = (*at + 1) & mask)
+        if (!r->flying[*at])
+            return 0;
+    return 1;
+}
+
 /* Whether it was in flight; it is not any more. */
 static int lands(tu_ring *r, uint64_t user_data)
 {
     unsigned mask = r->flying_cap - 1, gap, i;
 
-    if (!r->flying_len)
+    if (!find_flying(r, user_data, &gap))
         return 0;
-    for (gap = home(r, user_data); (r->flying[gap] & ~CANCEL_DATA) != user_data; gap = (gap + 1) & mask)
-        if (!r->flying[gap])
-            return 0;
     r->missed -= !!(r->flying[gap] & CANCEL_DATA);
     /* What follows moves up, but for what stands between its home and the gap. */
     for (i = (gap + 1) & mask; r->flying[i]; i = (i + 1) & mask)
@@ -761,6 +772,13 @@ static void prepare_cancel(struct io_uring_sqe *sqe, uint64_t user_data)
     sqe->addr = user_data;
     sqe->user_data = CANCEL_DATA | user_data;
     sqe->flags = IOSQE_CQE_SKIP_SUCCESS;
+}
+
+int tu_in_flight(tu_ring *r, uint64_t user_data)
+{
+    unsigned at;
+
+    return r->state != OPEN || find_flying(r, user_data, &at) || batch_with(r, user_data) < r->batch_places;
 }
 
 static int queue_cancel_one(tu_ring *r, uint64_t user_data)

@@ -52,6 +52,8 @@ int tu_send(uint64_t ring, int fd, const char *data, unsigned len, unsigned msg_
 /* tu_read() is tu_rw() after a tu_file() that answered 0; else it answers 1 and queues nothing. */
 int tu_read(uint64_t ring, int fd, const char *memory, unsigned len, uint64_t off, uint64_t user_data);
 int tu_rw(uint64_t ring, unsigned opcode, int fd, const char *memory, unsigned len, uint64_t off, uint64_t user_data);
+/* Whether such an entry or batch is queued or in flight, its last completion not handed out yet. 1 of a ring that has gone. */
+int tu_in_flight(tu_ring *r, uint64_t user_data);
 int tu_cancel(tu_ring *r, uint64_t user_data);
 void tu_nudge(uint64_t ring); /* hands over what is queued, if the kernel takes it now; the rest goes with the next wait */
 void tu_present(tu_ring *r);

@@ -180,16 +180,19 @@ async def _read_batch(
         room,
     )
     operation = Batch(manager, fd, (memory, keep, addresses), None)
-    while True:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        user_data = manager.next_user_data()
+
+    def queue() -> None:
         rc = tu_batch_read(
             manager.ring._r, fd, memory[0], memory[1], memory[2], skip, memory[3], count, window, memory[4], bounce_size,
-            id(keep), user_data,
+            id(keep), operation.user_data,
         )  # fmt: skip
         if rc:
             manager.ring._fail(rc)
-        await operation.asleep(user_data)
+
+    while True:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        operation.user_data = manager.next_user_data()
+        await operation.asleep(queue)
         if operation.result >= 0:
             return results, operation.flags
         await operation.failed()  # or interrupted, and nobody asked for it: from the beginning

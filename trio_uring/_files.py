@@ -61,6 +61,7 @@ import gc
 import io
 import operator
 import os
+import stat
 import sys
 import time
 import types
@@ -138,12 +139,14 @@ class Prompt(Operation):
 
     __slots__ = ()
 
-    async def asleep(self, user_data: int) -> None:
-        """As for every operation; which is in the books before anything here can fail."""
-        self.user_data = user_data
-        self.manager.operations[user_data] = self
-        self.manager.ring.submit()
-        await super().asleep(user_data)
+    async def asleep(self, queue: Callable[..., object], *arguments: Any) -> None:
+        """As for every operation."""
+
+        def submitted() -> None:
+            queue(*arguments)
+            self.manager.ring.submit()
+
+        await super().asleep(submitted)
 
 
 class BinaryFile:
@@ -258,11 +261,14 @@ class BinaryFile:
     async def _more(self, size: int) -> bool:
         """Read at most `size` bytes behind those that were read ahead; false at the end of the file.
 
-        The end is where the file's size says, as for read(2): no operation for nothing.
+        The end is where the file's size says, as for read(2): no operation for nothing. Where the file does not tell, the
+        read does, and as much is tried for as is held, so that what is copied to join them stays in proportion.
         """
         remaining = lib.tu_remaining(self.fd)
         if remaining <= 0:
-            return False
+            if remaining == 0:
+                return False
+            remaining = max(self._end - self._start, MOST_AHEAD)
         size = min(size, remaining, MOST)
         memory = _blank(size)
         got = await self._read(ffi.from_buffer(memory), size)
@@ -340,8 +346,9 @@ class BinaryFile:
             size = self.size
         if self._end > self._start:
             return self._take(size)
-        size = min(size, lib.tu_remaining(self.fd), MOST)
-        if size <= 0:
+        remaining = lib.tu_remaining(self.fd)
+        size = min(size, MOST, remaining) if remaining >= 0 else min(size, MOST)
+        if size == 0:
             return b""
         memory = _blank(size)
         return memory[: await self._read(ffi.from_buffer(memory), size)]
@@ -361,7 +368,7 @@ class BinaryFile:
             return self._copy_to(address, size)
         done = 0
         try:
-            while done < size and lib.tu_remaining(self.fd) > 0:
+            while done < size and lib.tu_remaining(self.fd) != 0:
                 got = await self._read(address + done, size - done)
                 if not got:
                     break
@@ -1037,12 +1044,15 @@ async def open_fd(manager: UringIOManager, path: str | bytes, flags: int, mode: 
             if error.errno != errno.ENXIO:
                 raise
             return await _openat(manager, memory, flags, mode, IOSQE_ASYNC)
-        if lib.tu_file_kind(fd) == lib.TU_FIFO and not flags & os.O_NONBLOCK:
-            try:
+        kind = lib.tu_file_kind(fd)
+        try:
+            # A negative one is an error: then at least of this it has to be sure.
+            fifo = stat.S_ISFIFO(os.fstat(fd).st_mode) if kind < 0 else kind == lib.TU_FIFO
+            if fifo and not flags & os.O_NONBLOCK:
                 await _until_written(manager, memory, flags, fd)
-            except BaseException:
-                os.close(fd)
-                raise
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None

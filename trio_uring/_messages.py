@@ -141,18 +141,21 @@ class Message(Operation):
           msg_flags: flags of sendmsg(2) and recvmsg(2).
         """
         group = BUFFER_GROUP if flags & IOSQE_BUFFER_SELECT else 0
-        rc = tu_queue(self.ring, opcode, fd, self.block, 1, 0, msg_flags, self.user_data, flags, 0, group, 0)
+        self.fd = fd
+        self.task = GLOBAL_RUN_CONTEXT.task
+        self.waiters[fd] = self  # type: ignore[index]
+        try:
+            rc = tu_queue(self.ring, opcode, fd, self.block, 1, 0, msg_flags, self.user_data, flags, 0, group, 0)
+        except BaseException:
+            self.torn_down()
+            raise
         if rc:
             # Not left to the frames of the traceback: they would keep the caller's memory pinned.
             for memory in self.keep if isinstance(self.keep, list) else [self.keep]:
                 if memory is not None:
                     ffi.release(memory)
-            self.keep = None
-            del self.manager.operations[self.user_data]
+            self.torn_down()
             self.manager.ring._fail(rc)
-        self.fd = fd
-        self.task = GLOBAL_RUN_CONTEXT.task
-        self.waiters[fd] = self  # type: ignore[index]
 
     def complete(self, result: int, flags: int) -> Task | None:
         """The completion has been reaped: the buffers are the caller's to resize again."""
@@ -286,9 +289,13 @@ def _manager_for(sock: stdlib_socket.socket, sending: bool) -> UringIOManager | 
     return None if fd < 0 or fd in (manager.writers if sending else manager.readers) else manager
 
 
-async def _performed(begin: Callable[..., MessageT | None], *arguments: Any, again: bool = False) -> MessageT | None:
-    """Have `begin` queue an operation, again after an interruption, until one succeeds; None where it queues none."""
-    while (operation := begin(again, *arguments)) is not None:
+async def _performed(begin: Callable[[bool], MessageT | None], again: bool = False) -> MessageT | None:
+    """Have `begin` queue an operation, again after an interruption, until one succeeds; None where it queues none.
+
+    `begin` is a plain function: only from those does CPython (3.11) return without a look at signals, whose handler might raise
+    with the operation in nobody's hands.
+    """
+    while (operation := begin(again)) is not None:
         try:
             await operation.trap
         except BaseException:
@@ -489,7 +496,9 @@ def recvfrom(original: AsyncMethod) -> AsyncMethod:
                     raise
                 if operation.result < 0:
                     await operation.failed()
-                    operation = await _performed(_begin_receive, self._sock, args[0], 0, again=True)
+                    operation = await _performed(
+                        lambda again: _begin_receive(again, self._sock, args[0], 0), again=True
+                    )
             if operation is not None:
                 received = operation.data, operation.address()
                 operation.rest()
@@ -513,7 +522,7 @@ def recvfrom_into(original: AsyncMethod) -> AsyncMethod:
             wanted = None
         if wanted is not None:
             buffer, nbytes = wanted
-            operation = await _performed(_begin_receive_into, self._sock, (buffer,), nbytes, 0)
+            operation = await _performed(lambda again: _begin_receive_into(again, self._sock, (buffer,), nbytes, 0))
             if operation is not None:
                 return operation.result, operation.address()
         return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
@@ -534,7 +543,7 @@ def recvmsg(original: AsyncMethod) -> AsyncMethod:
     @replaces(original)
     async def recvmsg(self: _SocketType, *args: Any, **kwargs: Any) -> tuple[bytes, AncillaryData, int, Any]:
         if args and not kwargs and (control := _wants_control(*args[1:])) is not None:
-            operation = await _performed(_begin_receive, self._sock, args[0], control)
+            operation = await _performed(lambda again: _begin_receive(again, self._sock, args[0], control))
             if operation is not None:
                 received = operation.data, *operation.message()
                 operation.rest()
@@ -554,7 +563,7 @@ def recvmsg_into(original: AsyncMethod) -> AsyncMethod:
                 return await original(self, *args)  # type: ignore[no-any-return]
             buffers = await _listed(args[0])
             if buffers is not None:
-                operation = await _performed(_begin_receive_into, self._sock, buffers, 0, control)
+                operation = await _performed(lambda again: _begin_receive_into(again, self._sock, buffers, 0, control))
                 if operation is not None:
                     return operation.result, *operation.message()
                 args = (buffers, *args[1:])
@@ -584,7 +593,9 @@ def sendto(original: AsyncMethod) -> AsyncMethod:
                         raise
                     if operation.result < 0:
                         await operation.failed()
-                        operation = await _performed(_begin_send_one, self._sock, args[0], address, name)
+                        operation = await _performed(
+                            lambda again: _begin_send_one(again, self._sock, args[0], address, name)
+                        )
                 if operation is not None:
                     operation.rest()
                     return operation.result
@@ -607,7 +618,9 @@ def sendmsg(original: AsyncMethod) -> AsyncMethod:
         if buffers is not None and ancillary is not None:
             control = _control_messages(ancillary)
             if name is not None and control is not None and _plain(given[2]):
-                operation = await _performed(_begin_send, self._sock, buffers, control, address, name)
+                operation = await _performed(
+                    lambda again: _begin_send(again, self._sock, buffers, control, address, name)
+                )
                 if operation is not None:
                     return operation.result
             args = (buffers, ancillary, *given[2:])

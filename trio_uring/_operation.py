@@ -37,8 +37,10 @@ target in the same queue, so it cannot overtake it, and its own result is ignore
 were blocked in a worker (F15, F28). One that nobody asked for has two innocent causes. A signal; and a cancel by
 descriptor of another descriptor of the same open file, since the kernel compares files and not numbers.
 
-KeyboardInterrupt: everything from taking a user_data to entering the operation in `operations` runs under Trio's
-protection (invariant 10), because `perform` and Trio's own wait_readable and wait_writable are marked with it.
+KeyboardInterrupt: everything from taking a user_data to the sleep runs under Trio's protection (invariant 10), because
+`perform` and Trio's own wait_readable and wait_writable are marked with it. Other signal handlers that raise (a watchdog's, say)
+know no protection, and CPython calls them as a call returns, the one that queues the entry included. So the operation is in the
+books before that call, and what comes out of it is taken for what it was by asking the ring (`Ring.in_flight`).
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 import outcome
@@ -124,17 +127,21 @@ class Poll:
         self.events = events
         self.waiters = waiters
         self.task: Task | None = task
-        self._queue()
-        waiters[fd] = self
+        self.user_data = 0
 
     def _queue(self, multishot: bool = False) -> None:
-        user_data = self.manager.next_user_data()
-        if multishot:
-            self.manager.ring.queue(OP_POLL_ADD, user_data, self.fd, length=POLL_ADD_MULTI, op_flags=self.events)
-        else:
-            self.manager.ring.poll(self.fd, self.events, user_data)
-        self.user_data = user_data
-        self.manager.operations[user_data] = self
+        manager = self.manager
+        self.user_data = user_data = manager.next_user_data()
+        manager.operations[user_data] = self
+        try:
+            if multishot:
+                manager.ring.queue(OP_POLL_ADD, user_data, self.fd, length=POLL_ADD_MULTI, op_flags=self.events)
+            else:
+                manager.ring.poll(self.fd, self.events, user_data)
+        except BaseException:
+            if not manager.ring.in_flight(user_data):
+                del manager.operations[user_data]
+            raise
 
     def abort(self, _raise_cancel: RaiseCancelT) -> Abort:
         """Trio's abort_fn. After a crash of the run it may come when the coroutine has been torn down already."""
@@ -154,6 +161,15 @@ class Poll:
         del self.waiters[self.fd]
         self.task = None
         self.manager.now_leaving(self.fd)
+
+    def _end(self) -> None:
+        """Nobody waits any more; the kernel may, if it has the entry."""
+        if self.user_data in self.manager.operations:
+            self._abandon()
+            self.manager.ring.cancel(self.user_data)
+        else:
+            self.task = None
+            del self.waiters[self.fd]
 
     def complete(self, result: int, flags: int) -> Task | None:
         """A completion has been reaped."""
@@ -175,12 +191,7 @@ class Poll:
                 return None
         except OSError as error:
             ended = outcome.Error(error)
-        if more:
-            self._abandon()
-            self.manager.ring.cancel(self.user_data)
-        else:
-            self.task = None
-            del self.waiters[self.fd]
+        self._end()
         trio.lowlevel.reschedule(task, ended)
         return None
 
@@ -189,13 +200,15 @@ class Poll:
 
     async def sleep(self) -> None:
         """Sleep until the descriptor is ready; raises as `trio.lowlevel.wait_readable` does."""
+        self.waiters[self.fd] = self
         try:
+            self._queue()
             await trio.lowlevel.wait_task_rescheduled(self.abort)
         except BaseException:
-            # Thrown in from outside (a coroutine closed while it sleeps), unless the scheduler has been here already.
+            # Refused; or thrown in from outside (a signal handler as the entry is queued, a coroutine closed while it sleeps),
+            # unless the scheduler has been here already.
             if self.task is not None:
-                self._abandon()
-                self.manager.ring.cancel(self.user_data)
+                self._end()
             raise
 
 
@@ -268,9 +281,9 @@ class Operation:
             await trio.lowlevel.checkpoint_if_cancelled()
             if self.waiters is not None and self.fd in self.waiters:
                 raise busy()
-            manager = self.manager
-            user_data = manager.next_user_data()
-            manager.ring.queue(
+            self.user_data = user_data = self.manager.next_user_data()
+            await self.asleep(
+                self.manager.ring.queue,
                 opcode,
                 user_data,
                 self.fd,
@@ -283,37 +296,51 @@ class Operation:
                 buf_index,
                 file_index,
             )
-            await self.asleep(user_data)
             if self.result >= 0:
                 return self.result
             await self.failed()
 
-    async def asleep(self, user_data: int) -> None:
-        """Enter the entry just queued into the books and sleep until its completion."""
-        manager = self.manager
-        self.user_data = user_data
-        manager.operations[user_data] = self
-        if self.waiters is not None:
-            self.waiters[self.fd] = self
-        elif self.fd >= 0:
-            manager.others.setdefault(self.fd, set()).add(self)
+    async def asleep(self, queue: Callable[..., object], *arguments: Any) -> None:
+        """Have the entry of `user_data` queued, by `queue(*arguments)`, and sleep until its completion.
+
+        The books come first: a signal handler may raise as `queue` returns, and by then the entry is the kernel's.
+        """
         self.task = GLOBAL_RUN_CONTEXT.task
         try:
+            manager = self.manager
+            if self.waiters is not None:
+                self.waiters[self.fd] = self
+            elif self.fd >= 0:
+                manager.others.setdefault(self.fd, set()).add(self)
+            manager.operations[self.user_data] = self
+            queue(*arguments)
             await self.trap
         except BaseException:
             self.torn_down()
             raise
 
     def torn_down(self) -> None:
-        """An exception was thrown in from outside (a coroutine closed while it sleeps): the entry is still the kernel's, or
-        its result has come, and the task not run since.
+        """The entry was refused, or an exception was thrown in from outside: by a signal handler as the entry was queued, or into
+        a coroutine that is closed while it sleeps. The entry is still the kernel's, or its result has come, and the task not
+        run since.
         """
         if self.task is None:
             self.discard(self.result, self.flags)
-        else:
+        elif self.manager.ring.in_flight(self.user_data):
             self._leave()
             self.task = None
             self.manager.ring.cancel(self.user_data)
+        else:
+            self._withdraw()
+            self.manager.operations.pop(self.user_data, None)
+
+    def _withdraw(self) -> None:
+        """Out of the books, as it has not been queued."""
+        if self.waiters is None:
+            self.manager.forget(self, self.manager.others)
+        elif self.waiters.get(self.fd) is self:
+            del self.waiters[self.fd]
+        self.task = self.keep = None
 
     async def failed(self) -> None:
         """After a negative result: raise what it means, or return where the entry is to be queued again."""

@@ -126,9 +126,9 @@ class Steadfast(Operation):
     ) -> int:
         """`perform`, without its cancel points."""
         while True:
-            user_data = self.manager.next_user_data()
-            self.manager.ring.queue(opcode, user_data, self.fd, addr, length, offset, op_flags, sqe_flags)
-            await self.asleep(user_data)
+            self.user_data = user_data = self.manager.next_user_data()
+            queue = self.manager.ring.queue
+            await self.asleep(queue, opcode, user_data, self.fd, addr, length, offset, op_flags, sqe_flags)
             if self.result >= 0:
                 return self.result
             await self.failed()
@@ -391,12 +391,13 @@ async def read_bytes(manager: UringIOManager, path: str) -> Answer:
     sys.audit("open", path, "r", READING)
     fd = await open_fd(manager, path, READING)
     try:
-        kind = lib.tu_file_kind(fd)
-        if kind == lib.TU_LOCAL:
-            return await _contents(manager, fd, lib.tu_remaining(fd))
-        if kind == lib.TU_FIFO:  # not to be opened twice: a writer would meet the first reader
+        if lib.tu_file_kind(fd) == lib.TU_LOCAL:
+            # Negative where the file does not tell: read to the end then, as of a file that has grown.
+            return await _contents(manager, fd, max(lib.tu_remaining(fd), 0))
+        mode = os.fstat(fd).st_mode
+        if modes.S_ISFIFO(mode):  # not to be opened twice: a writer would meet the first reader
             return await _to_the_end(manager, fd, [], None)
-        if modes.S_ISDIR(os.fstat(fd).st_mode):
+        if modes.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         return NotImplemented
     finally:

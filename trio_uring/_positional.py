@@ -206,7 +206,7 @@ class Transfer(Operation):
 
 
 def _enter(transfer: Transfer, fd: int, keep: object, task: Task) -> None:
-    """Enter a transfer that has been queued into the books."""
+    """Enter a transfer that is to be queued into the books."""
     transfer.fd = fd
     transfer.keep = keep
     transfer.task = task
@@ -248,16 +248,17 @@ async def transfer_whole(
         else:
             transfer = manager.transfers.pop() if manager.transfers else Transfer(manager)
             size = min(length - done, MOST)
-            rc = tu_rw(transfer.ring, opcode, fd, address, size, offset + done, transfer.user_data)
-            if rc:
-                manager.transfers.append(transfer)
-                manager.ring._fail(rc)
             _enter(transfer, fd, memory, task)
             try:
-                await transfer.trap
+                rc = tu_rw(transfer.ring, opcode, fd, address, size, offset + done, transfer.user_data)
+                if not rc:
+                    await transfer.trap
             except BaseException:
                 transfer.torn_down()
                 raise
+            if rc:
+                transfer.torn_down()
+                manager.ring._fail(rc)
         result = transfer.result
         if result >= 0:
             raise_cancel = transfer.raise_cancel
@@ -366,15 +367,19 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
             # Nobody else has seen these bytes yet, so the kernel may write them: no second copy.
             data = bytes(length)
             transfer = transfers.pop() if transfers else Transfer(manager)
-            if tu_read(transfer.ring, plain, data, length, offset, transfer.user_data):
+            _enter(transfer, plain, data, task)
+            try:
+                other = tu_read(transfer.ring, plain, data, length, offset, transfer.user_data)
+                if not other:
+                    await transfer.trap
+            except BaseException:
+                transfer.torn_down()
+                raise
+            if other:
+                transfer._withdraw()
+                transfer.fd = -1
                 transfers.append(transfer)
             else:
-                _enter(transfer, plain, data, task)
-                try:
-                    await transfer.trap
-                except BaseException:
-                    transfer.torn_down()
-                    raise
                 if transfer.result == length and transfer.raise_cancel is None:
                     transfers.append(transfer)
                     return data

@@ -272,6 +272,14 @@ class Ring:
         if rc:
             self._fail(rc)
 
+    def in_flight(self, user_data: int) -> bool:
+        """Whether an entry of that user_data is queued or in flight: its last completion has not been handed out.
+
+        Who queues one asks this when an exception has come out of the call: a refusal has queued nothing, but a signal handler
+        may have raised as the call returned. Of a closed ring nobody knows, so it is true.
+        """
+        return self._closed or bool(lib.tu_in_flight(self._r, user_data))
+
     def cancel(self, user_data: int) -> None:
         """Queue an IORING_OP_ASYNC_CANCEL of the entry with that user_data; nothing after `close`.
 

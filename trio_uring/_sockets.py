@@ -130,13 +130,17 @@ def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = Fals
     except IndexError:
         manager.make_buffers()
         receive = SocketTransfer(manager, readers)
-    rc = tu_recv(receive.ring, fd, most, receive.user_data)
-    if rc:
-        manager.receives.append(receive)
-        manager.ring._fail(rc)
     receive.fd = fd
     receive.task = task
     readers[fd] = receive
+    try:
+        rc = tu_recv(receive.ring, fd, most, receive.user_data)
+    except BaseException:
+        receive.torn_down()
+        raise
+    if rc:
+        receive.torn_down()
+        manager.ring._fail(rc)
     return receive
 
 
@@ -197,22 +201,26 @@ def begin_send(
         send: SocketTransfer = manager.sends.pop()
     except IndexError:
         send = SocketTransfer(manager, writers)
-    rc = tu_send(send.ring, fd, address, left if left < MOST else MOST, msg_flags, send.user_data)
-    if rc:
-        manager.sends.append(send)
-        if keep is not data:
-            ffi.release(keep)  # the frames of the traceback would keep it pinned
-        manager.ring._fail(rc)
     send.keep = keep
     send.size = size
     send.fd = fd
     send.task = task
     writers[fd] = send
-    if manager.alone:
-        # The peer need not wait until Trio's tick has ended. No more system calls than otherwise: the completion is there
-        # by the next wait, which then does not enter the kernel (benchmarks, latency).
-        manager.alone = False
-        tu_nudge(send.ring)
+    try:
+        rc = tu_send(send.ring, fd, address, left if left < MOST else MOST, msg_flags, send.user_data)
+        if manager.alone:
+            # The peer need not wait until Trio's tick has ended. No more system calls than otherwise: the completion is there
+            # by the next wait, which then does not enter the kernel (benchmarks, latency).
+            manager.alone = False
+            tu_nudge(send.ring)
+    except BaseException:
+        send.torn_down()
+        raise
+    if rc:
+        send.torn_down()
+        if keep is not data:
+            ffi.release(keep)  # the frames of the traceback would keep it pinned
+        manager.ring._fail(rc)
     return send
 
 

@@ -622,6 +622,13 @@ class SimulatedRing(Ring):
     def poll(self, fd: int, events: int, user_data: int) -> None:
         self._queue(_Entry(OP_POLL_ADD, user_data, fd, op_flags=events))
 
+    def in_flight(self, user_data: int) -> bool:
+        return self._shut or any(
+            each.user_data == user_data
+            for where in (self._sq, self._flight, self._cq, self._overflow)
+            for each in where
+        )
+
     def cancel(self, user_data: int) -> None:
         if self._shut:
             return

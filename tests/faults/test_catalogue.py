@@ -908,6 +908,131 @@ def test_f36_no_buffer_is_handed_out_twice_when_completions_are_put_aside() -> N
         """)
 
 
+# ------------------------------------------------------------------ files
+
+
+FILES = """
+import tempfile
+
+content = bytes(range(256)) * 1000
+
+def ways(path):
+    async def whole(mode, buffering, name, *arguments):
+        async with await trio.open_file(path, mode, buffering) as file:
+            arm()
+            return await getattr(file, name)(*arguments)
+
+    async def in_pieces(name, buffering):
+        async with await trio.open_file(path, "rb", buffering) as file:
+            arm()
+            pieces = []
+            while piece := await getattr(file, name)(10_000):
+                pieces.append(piece)
+            return b"".join(pieces)
+
+    async def into(name, buffering):
+        async with await trio.open_file(path, "rb", buffering) as file:
+            arm()
+            memory = bytearray(len(content) + 1)
+            return bytes(memory[: await getattr(file, name)(memory)])
+
+    async def behind_the_end(name, buffering):
+        async with await trio.open_file(path, "rb", buffering) as file:
+            await file.seek(len(content) + 10)
+            arm()
+            return content + await getattr(file, name)(10)
+
+    async def lines():
+        async with await trio.open_file(path, "rb") as file:
+            arm()
+            return b"".join([line async for line in file])
+
+    async def text(*arguments):
+        async with await trio.open_file(path, "r", encoding="latin-1", newline="") as file:
+            arm()
+            return (await file.read(*arguments)).encode("latin-1")
+
+    for buffering in (0, -1):
+        yield whole, "rb", buffering, "read"
+        yield whole, "rb", buffering, "read", len(content)
+        yield in_pieces, "read", buffering
+        yield in_pieces, "readline", buffering
+        yield into, "readinto", buffering
+        yield behind_the_end, "read", buffering
+    yield in_pieces, "read1", -1
+    yield behind_the_end, "read1", -1
+    yield lines,
+    yield text,
+    yield text, len(content)
+
+def arm():
+    lib.tf_arm(lib.TF_FILE, *when, errno.EIO)
+"""
+
+
+def test_a_file_that_does_not_tell_its_size_is_read_to_its_end() -> None:
+    """fstat(2) and lseek(2) of the shim fail, once or from then on: no read takes that for the end of the file."""
+    in_run(
+        FILES
+        + """
+async def main():
+    global when
+    with tempfile.TemporaryDirectory() as directory:
+        path = directory + "/file"
+        with open(path, "wb") as file:
+            file.write(content)
+        for when in [(nth, times) for nth in (1, 2, 3, 4) for times in (0, 1)]:
+            for way, *arguments in ways(path):
+                found = await way(*arguments)
+                lib.tf_disarm()
+                assert found == content, (when, way, arguments, len(found))
+        for when in [(nth, times) for nth in range(1, 9) for times in (0, 1)]:
+            arm()
+            found = await trio.Path(path).read_bytes()
+            lib.tf_disarm()
+            assert found == content, (when, len(found))
+"""
+    )
+
+
+def test_a_fifo_that_does_not_tell_its_kind_waits_for_its_writer() -> None:
+    """The same where it is a FIFO: opened to read and taken for something else, it would be at its end before its beginning."""
+    in_run("""
+        import tempfile
+
+        async def comes(path):
+            while True:
+                try:
+                    return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                except OSError as error:
+                    assert error.errno == errno.ENXIO
+                    await trio.sleep(0.01)
+
+        async def main():
+            with tempfile.TemporaryDirectory() as directory:
+                path = directory + "/fifo"
+                os.mkfifo(path)
+
+                async def reads():
+                    assert await how() == b"from the writer"
+
+                async def opens():
+                    async with await trio.open_file(path, "rb", buffering=0) as file:
+                        return await file.read(100)
+
+                for how in (opens, trio.Path(path).read_bytes):
+                    for nth in (1, 2):
+                        with trio.fail_after(60):
+                            async with trio.open_nursery() as nursery:
+                                lib.tf_arm(lib.TF_FILE, nth, 0, errno.EIO)
+                                nursery.start_soon(reads)
+                                await trio.testing.wait_all_tasks_blocked(0.05)
+                                os.write(writer := await comes(path), b"from the writer")
+                                os.close(writer)
+                        lib.tf_disarm()
+        """)
+
+
 # ------------------------------------------------------------------ the table
 
 

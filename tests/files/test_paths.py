@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import inspect
 import io
 import os
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import termios
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, ClassVar, TypeAlias
 
@@ -787,13 +789,24 @@ def test_a_call_torn_down_while_it_sleeps(method: str, here: pathlib.Path) -> No
         await trio.testing.wait_all_tasks_blocked()  # the run's own wait for signals is one of them
         before = ring_manager().statistics().operations_in_flight
         call = getattr(trio.Path("file"), method)(*((b"new",) if method == "write_bytes" else ()))
+        operations = ring_manager().operations
         for _ in range(5):
             call.send(None)
-            if any(isinstance(found, (_paths.Named, _files.Open)) for found in ring_manager().operations.values()):
+            found = [each for each in operations.values() if isinstance(each, (_paths.Named, _files.Open))]
+            if found:
                 break
+        (operation,) = found
+        memory = [weakref.ref(each) for each in (operation.keep if type(operation.keep) is tuple else [operation.keep])]
+        found.clear()
         call.close()
+        del call
+        gc.collect()
+        assert operation.user_data in operations  # no tick since: the entry has not even been submitted
+        assert None not in [each() for each in memory]
         while ring_manager().statistics().operations_in_flight > before:
             await trio.sleep(0.001)
+        assert operation.user_data not in operations
+        assert [each() for each in memory] == [None] * len(memory)
 
     run(main)
 

@@ -1,0 +1,103 @@
+"""What a cancel comes to that the kernel answers late, where one completion is not all: a write in several steps, two deadlines.
+
+On a ring that does as it is told. Knows what the calls promise to a user.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+import trio_uring
+
+from .held import HeldRing, held_runs
+
+
+def perform_a_part(ring: HeldRing, size: int) -> None:
+    """The kernel writes this much of what is held, and answers so."""
+    (pending,) = ring.held()
+    (entry,) = (each for each in ring._flight if each.user_data == pending.user_data)
+    entry.length = size
+    ring.win()
+
+
+@pytest.mark.parametrize("memory", [bytes, bytearray])
+def test_f11_a_large_write_to_a_file_goes_on_once_a_part_is_in_it(memory: type[bytes], tmp_path: Path) -> None:
+    """More than the file's buffer holds, of which the kernel takes a part at first. Cancelled then, it is nevertheless whole."""
+    data = os.urandom(100_000)
+    counts: list[int] = []
+
+    async def main() -> None:
+        file = await trio.open_file(tmp_path / "file", "wb")
+
+        async def write() -> None:
+            with scope:
+                counts.append(await file.write(memory(data)))
+                await trio.sleep_forever()  # which the cancel ends
+
+        scope = trio.CancelScope()
+        ring = rings[-1]
+        async with trio.open_nursery() as nursery:
+            ring.holding = True
+            nursery.start_soon(write)
+            await trio.testing.wait_all_tasks_blocked()
+            perform_a_part(ring, 40_000)
+            await trio.testing.wait_all_tasks_blocked()
+            assert ring.held()  # the rest
+            scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            while ring.held():
+                ring.lose()  # if it was asked to
+                ring.win()
+                await trio.testing.wait_all_tasks_blocked()
+            ring.holding = False
+        assert scope.cancelled_caught
+        await file.aclose()
+
+    with held_runs() as rings:
+        trio_uring.run(main)
+    assert counts == [len(data)]
+    assert (tmp_path / "file").read_bytes() == data
+
+
+@pytest.mark.parametrize(("late", "catching"), [(False, "inner"), (True, "outer")], ids=["between", "after both"])
+def test_the_outermost_scope_whose_deadline_is_over_catches(late: bool, catching: str) -> None:
+    """Over when the kernel answers, which is when the operation ends; not when it was asked to (docs/cancellation.md).
+
+    Trio's own polls end as they are asked: there it is always the scope whose deadline came first.
+    """
+    clock = trio.testing.MockClock()
+    caught: dict[str, bool] = {}
+
+    async def main() -> None:
+        async def receive() -> None:
+            now = clock.current_time()
+            with trio.CancelScope(deadline=now + 2) as outer, trio.CancelScope(deadline=now + 1) as inner:
+                await trio.socket.from_stdlib_socket(a).recv(5)
+            caught.update(inner=inner.cancelled_caught, outer=outer.cancelled_caught)
+
+        ring = rings[-1]
+        async with trio.open_nursery() as nursery:
+            ring.holding = True
+            nursery.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked()
+            for _deadline in range(1 + late):
+                clock.jump(1)
+                await trio.testing.wait_all_tasks_blocked()
+            assert [pending.cancelled for pending in ring.held()] == [True]
+            assert not caught
+            ring.lose()
+            await trio.testing.wait_all_tasks_blocked()
+            assert caught
+            ring.holding = False
+
+    a, b = socket.socketpair()
+    a.setblocking(False)
+    with a, b, held_runs() as rings:
+        trio_uring.run(main, clock=clock)
+    assert caught == {"inner": catching == "inner", "outer": catching == "outer"}
