@@ -481,6 +481,13 @@ OPERATION_SEAMS: Final = (
             ("send", ()),
         )
     ),
+    Seam(
+        modules=("trio._socket",),
+        name="_SocketType.__exit__",
+        why="the ring has to know before the descriptor is closed",
+        check=_check_uses("_sock", "__exit__"),
+        replacement=_from("_sockets", "leave"),
+    ),
     *(
         Seam(
             modules=("trio._socket",),

@@ -280,11 +280,18 @@ static int tf_splits(const struct io_uring_sqe *sqe)
 
     if (sqe->user_data < TF_FIRST_USER_DATA || sqe->len < 2)
         return 0;
-    if (sqe->opcode == IORING_OP_READ || sqe->opcode == IORING_OP_WRITE)
+    switch (sqe->opcode) {
+    case IORING_OP_READ:
+    case IORING_OP_WRITE:
+    case IORING_OP_WRITEV: /* half of the buffers */
+    case IORING_OP_SPLICE:
         return 1;
-    if (sqe->opcode != IORING_OP_SEND && sqe->opcode != IORING_OP_RECV)
+    case IORING_OP_SEND:
+    case IORING_OP_RECV:
+        return getsockopt(sqe->fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 || type == SOCK_STREAM;
+    default:
         return 0;
-    return getsockopt(sqe->fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 || type == SOCK_STREAM;
+    }
 }
 
 static void tf_mislead(struct io_uring *ring, unsigned count)

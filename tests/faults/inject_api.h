@@ -22,7 +22,7 @@
 #define TF_MISS 15
 /* Questions about a file (lseek, fcntl, fstat, fstatfs, statx) and fallocate: the value is the errno. */
 #define TF_FILE 16
-/* Reads, writes, sends and receives: the kernel does about half. */
+/* Reads, writes, splices, sends and receives: the kernel does about half. */
 #define TF_PART 17
 #define TF_KINDS 18
 #define TF_FIRST_USER_DATA 16

@@ -68,12 +68,16 @@ class Struck:
         await blocked()  # the run's own entries are in the ring
         self.in_flight = manager().statistics().operations_in_flight
         self.before = sys.gettrace()
+        # What the garbage collector runs is no part of the call: its lines are never the same, an exception there is lost, and
+        # CPython 3.11 crashes where the trace function goes away as a frame is made for it.
+        gc.disable()
         sys.settrace(self._trace)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> bool:
         sys.settrace(self.before)
+        gc.enable()
         self.inside = kind is KeyboardInterrupt
         if error is not None and not self.inside:
             return False

@@ -720,6 +720,34 @@ def test_connect_goes_on_with_what_was_begun_before(backend: Backend, how: str) 
     run(backend, main)
 
 
+def test_f17_the_end_of_a_with_block_is_a_close(ring: Backend) -> None:
+    """F17: what another task has queued in the same tick runs on no other file of that number, and the peer sees the end."""
+
+    async def main() -> None:
+        for _ in range(4):
+            ours, theirs = trio.socket.socketpair()
+            sender, receiver = Waiter(), Waiter()
+            with theirs:
+                async with trio.open_nursery() as nursery:
+                    with ours:
+                        nursery.start_soon(receiver.run, ours.recv, 1)
+                        await blocked()
+                        nursery.start_soon(sender.run, ours.send, b"for the old peer")
+                        await trio.lowlevel.checkpoint()
+                        number = ours.fileno()
+                    new_ours, new_theirs = socket.socketpair()
+                    with new_ours, new_theirs:
+                        assert number in (new_ours.fileno(), new_theirs.fileno())
+                        await blocked(0.001)
+                        assert empty(new_ours) == empty(new_theirs) == b""
+                assert receiver.outcome is trio.ClosedResourceError
+                assert sender.outcome in (16, trio.ClosedResourceError, OSError)  # the last: it had not begun
+                assert empty(theirs) == (b"for the old peer" if sender.outcome == 16 else b"")
+                assert sees_end(theirs._sock)
+
+    run(ring, main)
+
+
 # ------------------------------------------------------------------ F20: descriptors that do not block
 
 
