@@ -338,6 +338,160 @@ def test_f15_a_cancel_that_finds_its_target_on_its_way_is_sent_again(mode: str) 
         program_on_faulty(RUN + textwrap.dedent(MISSED) + textwrap.dedent(GUEST))
 
 
+# A batch of reads of the shim, and the ring that the tests of cancels begin with: two of its reads and a third one wait on pipes.
+MISSED_ON_RING = """
+        from array import array
+
+        F = FIRST_USER_DATA
+        pipe, write = os.pipe()
+        other, other_write = os.pipe()
+        ring = Ring(2, 64)
+        ring.wait(0)
+
+        def batch(count, size=8):
+            lengths, results = array("I", [size] * count), array("i", [0] * count)
+            memory = ffi.new("char[]", size * count)
+            base = int(ffi.cast("uintptr_t", memory))
+            addresses = array("Q", [base + size * i for i in range(count)])
+            arrays = [("uint64_t[]", array("Q", [0] * count)), ("uint32_t[]", lengths), ("uint64_t[]", addresses)]
+            keep = [ffi.from_buffer(*each) for each in arrays] + [ffi.from_buffer("int32_t[]", results), memory]
+            rc = lib.tu_batch_read(ring._r, pipe, *keep[:3], 0, keep[3], count, count, ffi.NULL, 0, 0, F)
+            assert rc == 0
+            return keep
+
+        memory = ffi.new("char[8]")
+        ring.queue(OP_READ, F + 9, other, memory, 8, 2**64 - 1)
+"""
+
+
+def test_f29_a_fork_in_another_thread_while_a_ring_is_closed() -> None:
+    """F29: the child has none of its descriptors, though its owner is still waiting for what is in flight."""
+    on_ring("""
+        draining, forked = threading.Event(), threading.Event()
+        drain = Ring._drain
+
+        def slow(self, deadline):
+            draining.set()
+            assert forked.wait(60)
+            return drain(self, deadline)
+
+        def close():
+            ring = Ring(8)
+            ring.wait(0)
+            ring.close()
+
+        Ring._drain = slow
+        thread = threading.Thread(target=close)
+        thread.start()
+        assert draining.wait(60)
+        pid = os.fork()
+        if pid == 0:
+            left = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if int(fd) < 1000
+                    and os.path.exists(f"/proc/self/fd/{fd}")]
+            os._exit(any("io_uring" in each or "eventfd" in each for each in left))
+        forked.set()
+        thread.join()
+        assert os.waitpid(pid, 0)[1] == 0
+        """)
+
+
+def test_f15_a_completion_that_comes_as_a_cancel_is_sent_again() -> None:
+    """F15, F23: the refusal of one entry makes room, which brings the completion of a batch's read that is being cancelled again.
+
+    Counted twice, it would have cost another one its cancel, or woken the ring for ever.
+    """
+    on_ring(
+        MISSED_ON_RING
+        + """
+        keep = batch(2)
+        ring.submit()
+        lib.tf_arm(lib.TF_MISS, 1, 4, 0)
+        ring.cancel(F + 9)
+        ring.cancel(F)
+        ring.submit()
+        ring.wait(0)
+        time.sleep(0.002)  # they are due again
+        os.write(write, b"x" * 16)
+        lib.tf_arm(lib.TF_ENTER, 1, 1, errno.EAGAIN)
+        ended = []
+        until = time.monotonic() + 60
+        while len(ended) < 2 and time.monotonic() < until:
+            ended += each(ring.wait(1) or [])
+        assert dict(each[:2] for each in ended)[F + 9] == -errno.ECANCELED, ended
+        assert ring.counters().inflight == 0
+        enters = ring.counters().enters
+        assert ring.wait(0.5) is None
+        assert ring.counters().enters - enters <= 2
+        """
+    )
+
+
+def test_f15_nobody_is_woken_by_a_cancel_that_is_sent_again() -> None:
+    """F15: it is no event, so whoever waits until nothing happens is told; and no timeout ends early, batches or not."""
+    on_ring(
+        MISSED_ON_RING
+        + """
+        ring.submit()
+        lib.tf_arm(lib.TF_MISS, 1, 0, 0)
+        ring.cancel(F + 9)
+        for begin in (lambda: None, lambda: batch(16)):  # more reads than the submission queue has room for
+            keep = begin()
+            for timeout in (0.3, 0.03, 0.1):
+                before = time.monotonic()
+                assert ring.wait(timeout) is None
+                assert time.monotonic() - before >= timeout
+        assert lib.tf_calls(lib.TF_MISS) > 5
+        os.write(other_write, b"done")
+        assert each(ring.wait(30)) == [(F + 9, 4, 0)]
+        """
+    )
+
+
+def test_f15_a_run_is_idle_while_a_cancel_is_sent_again() -> None:
+    """F15: Trio's wait_all_tasks_blocked and MockClock see an idle run, however long the kernel needs."""
+    in_run("""
+        async def main():
+            ours, theirs = trio.socket.socketpair()
+            with ours, theirs, trio.fail_after(60):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(ours.recv, 1)
+                    await trio.testing.wait_all_tasks_blocked()
+                    lib.tf_arm(lib.TF_MISS, 1, 0, 0)
+                    nursery.cancel_scope.cancel()
+                    with trio.CancelScope(shield=True):
+                        await trio.testing.wait_all_tasks_blocked(0.1)
+                    lib.tf_disarm()
+        """)
+
+
+def test_f23_many_cancels_need_no_more_patience_than_one() -> None:
+    """F23, F12: where the kernel takes nothing, cancels after the first are kept for the next wait at once."""
+    on_ring("""
+        pipes = [os.pipe() for _ in range(5)]
+        ring = Ring(2, 64)
+        ring.wait(0)
+        ring.present()
+        memory = [ffi.new("char[8]") for _ in pipes]
+        for i, (read, _) in enumerate(pipes):
+            ring.queue(OP_READ, FIRST_USER_DATA + i, read, memory[i], 8, 2**64 - 1)
+        ring.submit()
+        for i in range(50, 52):
+            ring.queue(OP_NOP, FIRST_USER_DATA + i)
+        lib.tf_arm(lib.TF_ENTER, 1, 0, errno.EAGAIN)
+        ring.cancel(FIRST_USER_DATA)
+        enters = ring.counters().enters
+        for i in range(1, 5):
+            ring.cancel(FIRST_USER_DATA + i)
+        assert ring.counters().enters == enters
+        lib.tf_disarm()
+        ended = []
+        until = time.monotonic() + 60
+        while len(ended) < 7 and time.monotonic() < until:
+            ended += each(ring.wait(1) or [])
+        assert sorted(each[1] for each in ended) == [-errno.ECANCELED] * 5 + [0, 0], ended
+        """)
+
+
 def test_f13_a_completion_that_comes_twice_completes_one_operation() -> None:
     """F13: the second one names nobody, counts nowhere and is logged; the run ends at once and in silence."""
     in_run("""

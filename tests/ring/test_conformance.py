@@ -558,6 +558,47 @@ def test_cancel_fd_delivers_what_had_completed(ring: Ring, pair: tuple[socket.so
     assert (completion.res, left) in [(5, b""), (CANCELED, b"there")]
 
 
+def test_what_is_in_flight(ring: Ring, pipe: tuple[int, int]) -> None:
+    """Queued, submitted and completed all are, until the completion has been handed out; what was refused never was."""
+    room = memory(4)
+    assert not ring.in_flight(ONE)
+    ring.queue(OP_READ, ONE, pipe[0], room, 4, 2**64 - 1)
+    assert ring.in_flight(ONE)
+    ring.submit()
+    os.write(pipe[1], b"read")
+    assert ring.in_flight(ONE)
+    assert not ring.in_flight(ONE + 1)
+    assert reap(ring, 1) == [(ONE, 4, 0)]
+    assert not ring.in_flight(ONE)
+    ring.close()
+    assert ring.in_flight(ONE)  # nobody can tell any more
+
+
+def test_cancel_sync_is_for_the_owner(ring: Ring) -> None:
+    """In another thread that has a ring it would submit what is queued there: the kernel's index of a ring is the thread's."""
+
+    def elsewhere() -> tuple[object, int]:
+        theirs = type(ring)(8)
+        try:
+            theirs.wait(0)
+            theirs.present()
+            theirs.queue(OP_NOP, ONE)
+            try:
+                ring.cancel_sync(user_data=ONE, timeout=0)
+            except RuntimeError as error:
+                return str(error), theirs.queued
+            return None, theirs.queued
+        finally:
+            theirs.close()
+
+    ring.wait(0)
+    ring.present()
+    ring.queue(OP_NOP, ONE)
+    told, queued = InThread(elsewhere).result()
+    assert "another thread" in str(told)
+    assert (queued, ring.queued) == (1, 1)
+
+
 def test_cancel_sync_answers_what_it_found(ring: Ring, pipe: tuple[int, int]) -> None:
     ring.poll(pipe[0], select.POLLIN, ONE)
     ring.poll(pipe[0], select.POLLIN, TWO)
