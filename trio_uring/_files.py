@@ -157,6 +157,8 @@ class BinaryFile:
     has not reached the file is not taken.
     """
 
+    put_off = staticmethod(put_off)
+
     def __init__(self, real: Any, shared: bool = False) -> None:
         self.real = real
         self.shared = shared
@@ -499,13 +501,20 @@ class BinaryFile:
         done = await self._write(data)
         if size - done > self.size:
             # Some of it is in the file: a cancel can no longer undo that, so it waits.
+            interrupt: KeyboardInterrupt | None = None
             try:
                 with trio.CancelScope(shield=True):
                     while size - done > self.size:
-                        done += await self._write(data, done)
+                        try:
+                            done += await self._write(data, done)
+                        except KeyboardInterrupt as error:
+                            interrupt = error
             except OSError as error:
                 error.characters_written = done  # type: ignore[attr-defined]  # for TextFile
                 raise
+            finally:
+                if interrupt is not None:
+                    put_off(interrupt)
         return done
 
     async def writelines(self, lines: Iterable[Any]) -> None:
@@ -808,8 +817,11 @@ class Engine:
             except Refused:
                 result = getattr(self.real, name)(*args)
             if name in WRITES:
-                with trio.CancelScope(shield=True):
-                    await self.core.flush()
+                try:
+                    with trio.CancelScope(shield=True):
+                        await self.core.flush()
+                except KeyboardInterrupt as error:
+                    put_off(error)
             return result
         finally:
             if not _is_closed(self.real):

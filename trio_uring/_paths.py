@@ -211,13 +211,18 @@ def stat_result(memory: Any) -> os.stat_result:
     )
 
 
-async def stat(manager: UringIOManager, path: str, follow_symlinks: bool = True) -> Answer:
-    """Path.stat."""
+async def stat(manager: UringIOManager, path: str, follow_symlinks: bool = True, *, begun: bool = False) -> Answer:
+    """Path.stat; `begun` where it belongs to a call that has had an effect."""
     memory = _memory(path)
     result = ffi.new("char[]", STATX_SIZE)
     flags = AT_NO_AUTOMOUNT if follow_symlinks else AT_NO_AUTOMOUNT | AT_SYMLINK_NOFOLLOW
-    operation = Named(manager, (path,), (memory, result))
-    await operation.perform(OP_STATX, memory, STATX_BASIC_STATS, _address(result), flags)
+    where = _address(result)
+    if begun:
+        await SteadfastNamed(manager, (path,), (memory, result)).finish(
+            OP_STATX, memory, STATX_BASIC_STATS, where, flags
+        )
+    else:
+        await Named(manager, (path,), (memory, result)).perform(OP_STATX, memory, STATX_BASIC_STATS, where, flags)
     return stat_result(ffi.buffer(result))
 
 
@@ -227,9 +232,11 @@ async def lstat(manager: UringIOManager, path: str) -> Answer:
 
 
 def _question(true_of: Callable[[int], bool], follow: bool = True) -> Callable[..., Awaitable[Answer]]:
-    async def answer(manager: UringIOManager, path: str, follow_symlinks: bool = follow) -> Answer:
+    async def answer(
+        manager: UringIOManager, path: str, follow_symlinks: bool = follow, *, begun: bool = False
+    ) -> Answer:
         try:
-            status = await stat(manager, path, follow_symlinks)
+            status = await stat(manager, path, follow_symlinks, begun=begun)
         except OSError as error:
             return False if error.errno in ABSENT else NotImplemented
         return true_of(status.st_mode)
@@ -276,8 +283,7 @@ async def mkdir(
         return await mkdir(manager, path, mode, exist_ok=exist_ok, begun=True)
     except OSError:
         # Not only EEXIST: the kernel may say EACCES or EROFS of a directory that is there.
-        with trio.CancelScope(shield=begun):
-            answer = exist_ok and await is_dir(manager, path)
+        answer = exist_ok and await is_dir(manager, path, begun=begun)
         if answer is NotImplemented:
             return answer
         if not answer:

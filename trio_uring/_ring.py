@@ -2,10 +2,10 @@
 
 A ring belongs to the thread that makes it (IORING_SETUP_SINGLE_ISSUER): only that thread may call anything here, but
 for two methods that say so. `Ring.wake` may be called from any thread and from a signal handler, and `Ring.wait` from
-another thread sleeps until the owner has something to reap, and reaps nothing itself.
+another thread, one at a time, sleeps until the owner has something to reap, and reaps nothing itself.
 
-Who owns what. The caller picks the user_data of each entry, at least `FIRST_USER_DATA`, and uses none again whose entry is
-in flight or was ever cancelled: a completion then names one entry, and one that nobody waits for is recognised as stale.
+Who owns what. The caller picks the user_data of each entry, from `FIRST_USER_DATA` to 2**62 - 1, and uses none again whose
+entry is in flight or was ever cancelled: a completion then names one entry, and one that nobody waits for is recognised as stale.
 The caller also keeps alive whatever memory an entry names until its last completion has been reaped (the one without
 IORING_CQE_F_MORE). The ring keeps its half of the bargain in `close`: it does not return the kernel's memory to the
 allocator while the kernel may still write there.
@@ -355,7 +355,8 @@ class Ring:
         because it has come twice, is in no counter, and told as STRAY_DATA, the user_data that it came with, flags.
 
         From another thread: sleeps until the owner has something to reap or the timeout expires, and answers [] or None.
-        The first such call answers [] at once, because the owner must first arrange in its next `wait` to be watched.
+        The first such call answers [] at once, because the owner must first arrange in its next `wait` to be watched. One
+        thread at a time: of two sleepers each may take the other's wake-up.
         """
         # Never negative, which is the shim's word for ever.
         ns = -1 if timeout is None else int(timeout * 1e9) if timeout > 0 else 0

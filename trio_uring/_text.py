@@ -91,6 +91,9 @@ class Buffer(Protocol):
     async def tell(self) -> int: ...
     async def truncate(self, size: int | None = None, /) -> int: ...
 
+    def put_off(self, error: BaseException, /) -> None:
+        """A call that has happened returns in place of this `Cancelled` or KeyboardInterrupt; the next checkpoint raises."""
+
 
 class Cookie(NamedTuple):
     """A position: go to `start`, set the decoder to `flags`, decode `feed` bytes, drop the first `skip` characters."""
@@ -566,9 +569,10 @@ class TextFile:
         if flush:
             try:
                 await self.buffer.flush()
-            except trio.Cancelled:
+            except (trio.Cancelled, KeyboardInterrupt) as error:
                 # The text has been taken and cannot be given back, so this write did happen: say so. It is in the
                 # file at the next flush; the cancel is seen at the next checkpoint.
+                self.buffer.put_off(error)
                 return len(text)
         return len(text)
 
@@ -727,8 +731,9 @@ class TextFile:
             self._owed = place
             try:
                 await self._settle()
-            except trio.Cancelled:
+            except (trio.Cancelled, KeyboardInterrupt) as error:
                 # The file is there already, and the next call does the rest: this one has happened.
+                self.buffer.put_off(error)
                 return cookie
         return cookie
 

@@ -6,8 +6,11 @@ On a ring that does as it is told. Knows what the calls promise to a user.
 from __future__ import annotations
 
 import os
+import signal
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -63,6 +66,60 @@ def test_f11_a_large_write_to_a_file_goes_on_once_a_part_is_in_it(memory: type[b
         trio_uring.run(main)
     assert counts == [len(data)]
     assert (tmp_path / "file").read_bytes() == data
+
+
+async def large(path: Path) -> tuple[Any, Any]:
+    return await trio.open_file(path, "wb"), os.urandom(100_000)
+
+
+async def wrapped(path: Path) -> tuple[Any, Any]:
+    return trio.wrap_file(path.open("wb")), b"for its owner to see"
+
+
+async def lines(path: Path) -> tuple[Any, Any]:
+    return await trio.open_file(path, "w", 1), "a line\n"
+
+
+@pytest.mark.parametrize("make", [large, wrapped, lines])
+def test_f11_ctrl_c_when_data_has_been_taken(
+    make: Callable[[Path], Awaitable[tuple[Any, Any]]], tmp_path: Path
+) -> None:
+    """A write that cannot be undone any more returns, all of it, and the next checkpoint raises: no shield holds against that."""
+    counts: list[int] = []
+    written: list[Any] = []
+
+    async def main() -> None:
+        ring = rings[-1]
+        file, data = await make(tmp_path / "file")
+
+        @trio.lowlevel.enable_ki_protection
+        async def kernel() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            if make is large:
+                perform_a_part(ring, 40_000)
+                await trio.testing.wait_all_tasks_blocked()
+            assert ring.held()
+            signal.raise_signal(signal.SIGINT)
+            await trio.testing.wait_all_tasks_blocked()
+            while ring.held():
+                ring.lose()  # if it was asked to
+                ring.win()
+                await trio.testing.wait_all_tasks_blocked()
+            ring.holding = False
+
+        ring.holding = True
+        trio.lowlevel.spawn_system_task(kernel)
+        counts.append(await file.write(data))
+        with pytest.raises(KeyboardInterrupt):
+            await trio.lowlevel.checkpoint()
+        await file.aclose()
+        written.append(data)
+
+    with held_runs() as rings:
+        trio_uring.run(main)
+    (data,) = written
+    assert counts == [len(data)]
+    assert (tmp_path / "file").read_bytes() == (data.encode() if isinstance(data, str) else data)
 
 
 @pytest.mark.parametrize(("late", "catching"), [(False, "inner"), (True, "outer")], ids=["between", "after both"])

@@ -104,6 +104,9 @@ class Buffer:
         self.before("write")
         return int(self.file.write(data))
 
+    def put_off(self, error: BaseException) -> None:
+        """Whoever drives this one has seen the error."""
+
     async def flush(self) -> None:
         self.before("flush")
         self.file.flush()

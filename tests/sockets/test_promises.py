@@ -725,7 +725,8 @@ def test_f17_the_end_of_a_with_block_is_a_close(ring: Backend) -> None:
 
     async def main() -> None:
         for _ in range(4):
-            ours, theirs = trio.socket.socketpair()
+            near, theirs = socket.socketpair()
+            ours = trio.socket.from_stdlib_socket(near)
             sender, receiver = Waiter(), Waiter()
             with theirs:
                 async with trio.open_nursery() as nursery:
@@ -743,7 +744,7 @@ def test_f17_the_end_of_a_with_block_is_a_close(ring: Backend) -> None:
                 assert receiver.outcome is trio.ClosedResourceError
                 assert sender.outcome in (16, trio.ClosedResourceError, OSError)  # the last: it had not begun
                 assert empty(theirs) == (b"for the old peer" if sender.outcome == 16 else b"")
-                assert sees_end(theirs._sock)
+                assert sees_end(theirs)
 
     run(ring, main)
 
