@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,31 +24,35 @@ SEEDS = (1, 2)
 SWEEP = str(Path(__file__).with_name("fault_sweep.py"))
 
 
-def swept(*arguments: str) -> int:
-    """What a sweep finds, which has to be nothing; the number of faults that it has tried."""
+Record = Callable[[str, object], None]
+
+
+def swept(record_property: Record, *arguments: str) -> int:
+    """What a sweep finds, which has to be nothing; the number of faults that it has tried, which `--junitxml` has too."""
     done = on_faulty(SWEEP, *arguments)
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, (told, done.stderr[-3000:])
     *failures, last = told
     assert failures == [], failures[:3]
+    record_property("tried", last["tried"])
     return int(last["tried"])
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_any_single_fault_ends_in_a_clear_error_or_a_right_result(name: str) -> None:
+def test_any_single_fault_ends_in_a_clear_error_or_a_right_result(name: str, record_property: Record) -> None:
     """F3, F12, F22, F23, F24, F26, F28, F35, F38: submits that fail, fall short or are interrupted, a full queue, no room."""
-    assert swept(name, str(STRIDE)) >= 3
+    assert swept(record_property, name, str(STRIDE)) >= 3
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_faults_that_come_together_end_so_too(name: str, seed: int) -> None:
+def test_faults_that_come_together_end_so_too(name: str, seed: int, record_property: Record) -> None:
     """The same, two to five of them in one run."""
-    assert swept(name, "random", "6", str(seed)) > 0
+    assert swept(record_property, name, "random", "6", str(seed)) > 0
 
 
 @pytest.mark.parametrize("first", range(0, PAIRS, TOGETHER))
-def test_the_cancellation_suite_survives_any_single_fault(first: int) -> None:
+def test_the_cancellation_suite_survives_any_single_fault(first: int, record_property: Record) -> None:
     """Each operation, ended by a cause at each moment: who was hit is told, and the next call on that ring is none the worse."""
     last = min(first + TOGETHER, PAIRS)
-    assert swept("suite", str(SUITE_STRIDE), str(first), str(last)) >= last - first
+    assert swept(record_property, "suite", str(SUITE_STRIDE), str(first), str(last)) >= last - first
