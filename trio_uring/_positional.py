@@ -451,11 +451,16 @@ async def writev_at(file: File, buffers: Iterable[Any], offset: int) -> int:
     """Write several buffers one after the other at `offset`, as one (pwritev(2)); otherwise as `write_at`."""
     fd = descriptor(file)
     memory = [pinned(buffer, f"buffers[{i}]", writable=False) for i, buffer in enumerate(buffers)]
-    total, offset = span(sum(map(len, memory)), offset)
-    if kind(fd):
-        want = alignment_of(fd)
-        for i, part in enumerate(memory):
-            check_aligned(want, len(part), offset, address_of(part), f"buffers[{i}]: ")
+    try:
+        total, offset = span(sum(map(len, memory)), offset)
+        if kind(fd):
+            want = alignment_of(fd)
+            for i, part in enumerate(memory):
+                check_aligned(want, len(part), offset, address_of(part), f"buffers[{i}]: ")
+    except BaseException:
+        for part in memory:
+            ffi.release(part)
+        raise
     manager = ring_manager()
     done = 0
     while True:

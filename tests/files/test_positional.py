@@ -301,6 +301,36 @@ def test_what_cannot_be_meant_is_refused(
     assert os.pread(fd, len(CONTENT) + 1, 0) == CONTENT
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "readinto_at(pipe, memory, 0)",
+        "readinto_at(fd, memory, -1)",
+        "write_at(pipe, memory, 0)",
+        "write_at(fd, memory, -1)",
+        "writev_at(pipe, [memory], 0)",
+        "writev_at(fd, [memory, memory], -1)",
+        "writev_at(fd, [memory, 7], 0)",
+        "readinto_many(pipe, [(0, memory)])",
+        "readinto_many(fd, [(-1, memory)])",
+        "readinto_many(fd, [(0, memory), (0, 7)])",
+    ],
+)
+def test_a_call_that_is_refused_lets_go_of_its_buffers(
+    backend: Backend, fd: int, pipe: tuple[int, int], call: str
+) -> None:
+    """Whoever has the error, with all the frames of its traceback, does not keep them from being resized."""
+
+    async def main() -> None:
+        memory = bytearray(8)
+        with pytest.raises((OSError, TypeError, ValueError)) as caught:
+            await eval(f"tu.{call}", {"tu": trio_uring, "fd": fd, "pipe": pipe[0], "memory": memory})
+        memory.append(0)
+        assert caught.value.__traceback__ is not None
+
+    run(backend, main)
+
+
 def test_aligned_buffer() -> None:
     for size, alignment in ((1, 512), (5000, 4096), (4096, 1), (3, 1 << 16), (10_000, 2 << 20)):
         buffer = trio_uring.aligned_buffer(size, alignment)
