@@ -406,6 +406,7 @@ def connect(original: AsyncMethod) -> AsyncMethod:
         sock = self._sock
         if manager is None or not _plain(sock):
             return await original(self, address)  # type: ignore[no-any-return]
+        operation: Connect | None = None
         try:
             address = await self._resolve_address_nocp(address, local=False)
             encoded = _sockaddr.encode(sock.family, address)
@@ -422,6 +423,8 @@ def connect(original: AsyncMethod) -> AsyncMethod:
         except BlockingIOError:
             # EALREADY: begun before, by somebody else, or by this call if the close of another descriptor of the same
             # socket interrupted it. Trio's own method waits for how it ends. EAGAIN, see Connect: and does so here.
+            if operation is None or operation.result >= 0:
+                raise  # the entry was refused, and nothing has begun
             return await original(self, address)  # type: ignore[no-any-return]
         except OSError as error:
             if error.errno in _LATE_CONNECT_ERRORS and sock.family != stdlib_socket.AF_UNIX:

@@ -62,6 +62,31 @@ def in_run(program: str, *arguments: str) -> str:
 # ------------------------------------------------------------------ memory lifetime
 
 
+def test_f03_a_connect_that_is_refused_has_not_begun() -> None:
+    """F3: whatever the refusal is called; EAGAIN of connect(2) itself is another thing."""
+    in_run("""
+        async def main():
+            with trio.socket.socket() as listener, trio.socket.socket() as sock:
+                await listener.bind(("127.0.0.1", 0))
+                listener.listen()
+                for refusal in (errno.EAGAIN, errno.EALREADY, errno.EBUSY):
+                    lib.tf_arm(lib.TF_SQE, 1, 1, refusal)
+                    try:
+                        await sock.connect(listener.getsockname())
+                        raise SystemExit("not refused")
+                    except OSError as error:
+                        assert error.errno == refusal
+                    try:
+                        sock.getpeername()
+                        raise SystemExit("connected")
+                    except OSError as error:
+                        assert error.errno == errno.ENOTCONN
+                    assert sock.getsockname()[1] == 0
+                await sock.connect(listener.getsockname())
+                assert sock.getpeername() == listener.getsockname()
+        """)
+
+
 def test_f03_an_entry_whose_submission_failed_runs_once_and_with_its_memory_alive() -> None:
     """F3: io_uring_enter(2) refuses what has been queued; the error reaches the caller, and the entry stays pinned and runs."""
     in_run("""
