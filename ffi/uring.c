@@ -1161,8 +1161,12 @@ int tu_cancel_fd(tu_ring *r, int fd)
 
     batch_cancel_fd(r, fd);
     rc = queue_cancel(r, fd, IORING_ASYNC_CANCEL_FD | IORING_ASYNC_CANCEL_ALL);
-
-    return rc < 0 ? rc : run_deferred(r);
+    if (rc == 0)
+        rc = run_deferred(r);
+    /* Whoever sleeps elsewhere may not have been told of what has ended here, in this thread's own call (seen on 6.1). */
+    if (r->away)
+        tu_wake(r);
+    return rc;
 }
 
 int tu_cancel_all(tu_ring *r)
