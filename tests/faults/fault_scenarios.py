@@ -286,6 +286,7 @@ class Failing(Attempts):
 
     def _subject(self, books: Books) -> Subject:
         subject = self.make(books)
+        subject.parted = True
         clear = subject.clear
 
         async def clear_once() -> None:

@@ -47,7 +47,6 @@ class Handler:
 
     def __init__(self) -> None:
         self.armed = False
-        self.struck = 0
 
     def wrap(self, queue: Callable[..., Any]) -> Callable[..., Any]:
         def queued(*args: Any, **kwargs: Any) -> Any:
@@ -60,7 +59,6 @@ class Handler:
         return queued
 
     def __call__(self, *_: object) -> None:
-        self.struck += 1
         raise Watchdog
 
 
