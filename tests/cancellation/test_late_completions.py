@@ -29,6 +29,15 @@ def perform_a_part(ring: HeldRing, size: int) -> None:
     ring.win()
 
 
+async def perform_the_rest(ring: HeldRing) -> None:
+    """The kernel ends what it was asked to end, and performs all else, until nothing is left; from then on at once."""
+    while ring.held():
+        ring.lose()
+        ring.win()
+        await trio.testing.wait_all_tasks_blocked()
+    ring.holding = False
+
+
 @pytest.mark.parametrize("memory", [bytes, bytearray])
 def test_f11_a_large_write_to_a_file_goes_on_once_a_part_is_in_it(memory: type[bytes], tmp_path: Path) -> None:
     """More than the file's buffer holds, of which the kernel takes a part at first. Cancelled then, it is nevertheless whole."""
@@ -54,11 +63,7 @@ def test_f11_a_large_write_to_a_file_goes_on_once_a_part_is_in_it(memory: type[b
             assert ring.held()  # the rest
             scope.cancel()
             await trio.testing.wait_all_tasks_blocked()
-            while ring.held():
-                ring.lose()  # if it was asked to
-                ring.win()
-                await trio.testing.wait_all_tasks_blocked()
-            ring.holding = False
+            await perform_the_rest(ring)
         assert scope.cancelled_caught
         await file.aclose()
 
@@ -101,11 +106,7 @@ def test_f11_ctrl_c_when_data_has_been_taken(
             assert ring.held()
             signal.raise_signal(signal.SIGINT)
             await trio.testing.wait_all_tasks_blocked()
-            while ring.held():
-                ring.lose()  # if it was asked to
-                ring.win()
-                await trio.testing.wait_all_tasks_blocked()
-            ring.holding = False
+            await perform_the_rest(ring)
 
         ring.holding = True
         trio.lowlevel.spawn_system_task(kernel)
