@@ -3,10 +3,11 @@
     python fault_sweep.py SCENARIO [STRIDE]             every STRIDE-th single fault
     python fault_sweep.py SCENARIO random COUNT SEED    COUNT times a few faults at once
     python fault_sweep.py SCENARIO KIND NTH TIMES NAME  one fault, as a line of output names it
-    python fault_sweep.py suite STRIDE FIRST LAST       every STRIDE-th, of the cancellation suite's pairs FIRST to LAST - 1
+    python fault_sweep.py suite STRIDE FIRST LAST       the same under the cancellation suite's pairs FIRST to LAST - 1; a tenth
+                                                        of that of those that hit several calls
 
 Needs the variant of the shim with faults first on PYTHONPATH. Each scenario runs once to count the calls of each kind, and
-then once for each call and each way in which it may fail, in a forked child of its own. Whatever fails, a scenario
+then once for each call and each way in which it may fail, in forked children. Whatever fails, a scenario
 ends in one of two ways: with its right result, or with an error that says which fault it was; and with nothing left open,
 nothing in flight, nobody asleep. Prints one line of JSON for each child that ended otherwise, and a last one with the counts.
 
@@ -21,8 +22,11 @@ import errno
 import faulthandler
 import functools
 import gc
+import importlib
+import itertools
 import json
 import os
+import pkgutil
 import random
 import signal
 import sys
@@ -30,13 +34,14 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fault_scenarios
 import trio
 
+import trio_uring
 from trio_uring import _ring
 
 lib: Any = _ring.lib
@@ -69,6 +74,9 @@ EVERY = fault_scenarios.ALL | fault_scenarios.SUITE
 OFFSET = 7919  # from pair to pair; a prime number, so that the strides have no factor in common with it
 TRANSLATED = (trio.TrioInternalError, trio.BrokenResourceError)
 PATIENCE = 100  # seconds; nothing but a hang waits for them to expire
+RARELY = 10
+IN_A_ROW = 16  # attempts in one child
+AT_ONCE = 16  # children that wait
 
 
 class Fault(NamedTuple):
@@ -79,6 +87,11 @@ class Fault(NamedTuple):
     times: int
     value: int
     name: str
+
+    @property
+    def lasting(self) -> bool:
+        """Whether no other can be tried in the process: memory may be kept, or the kernel refuses everything at the end."""
+        return self.times == 0 or self.kind in LOST
 
     @property
     def harmless(self) -> bool:
@@ -101,6 +114,7 @@ def faults(counts: dict[str, int]) -> Iterator[Fault]:
                     yield Fault(kind, nth, times, amount, name)
 
 
+Together = tuple[Fault, ...]  # in one run
 REFUSAL = Fault("ENTER", 1, 0, errno.EPERM, "EPERM")
 
 
@@ -141,7 +155,7 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def some(counts: dict[str, int], number: int, seed: int) -> Iterator[tuple[Fault, ...]]:
+def some(counts: dict[str, int], number: int, seed: int) -> Iterator[Together]:
     """Faults together, at random."""
     choose = random.Random(seed)
     every = [fault for fault in faults(counts) if fault.times]
@@ -150,7 +164,7 @@ def some(counts: dict[str, int], number: int, seed: int) -> Iterator[tuple[Fault
         yield tuple(chosen.values())
 
 
-def tells(error: BaseException, tried: tuple[Fault, ...]) -> bool:
+def tells(error: BaseException, tried: Together) -> bool:
     """Whether an error tells of a fault; others may come with it, from the peers of what failed."""
     told = others = False
     for leaf in leaves(error):
@@ -164,7 +178,7 @@ def tells(error: BaseException, tried: tuple[Fault, ...]) -> bool:
     return told and (not others or isinstance(error, trio.TrioInternalError))
 
 
-def judge(error: BaseException, tried: tuple[Fault, ...]) -> list[str]:
+def judge(error: BaseException, tried: Together) -> list[str]:
     """What is wrong about an error that faults have led to; its frames let go of what they have."""
     wrong = []
     for each in error.errors if isinstance(error, fault_scenarios.CallsFailed) else [error]:
@@ -186,7 +200,7 @@ def descriptors() -> dict[str, str]:
     return found
 
 
-def attempt(scenario: fault_scenarios.Scenario, tried: tuple[Fault, ...]) -> list[str]:
+def attempt(scenario: fault_scenarios.Scenario, tried: Together) -> list[str]:
     """Run a scenario under faults, and say what was wrong about it."""
     wrong: list[str] = []
     unraisable: list[str] = []
@@ -218,6 +232,7 @@ def attempt(scenario: fault_scenarios.Scenario, tried: tuple[Fault, ...]) -> lis
         for _ in range(3):
             gc.collect()
         fault_scenarios.clear_up()
+        gc.collect()  # what that had kept
     # A kernel that refuses for ever does not let go: memory is leaked on purpose, and so are the tasks that it belongs to, with
     # what they have open. Nobody learns of files that the kernel has opened since.
     lets_go = all(fault.times for fault in tried)
@@ -247,27 +262,36 @@ def attempt(scenario: fault_scenarios.Scenario, tried: tuple[Fault, ...]) -> lis
     return wrong
 
 
-def in_child(function: Callable[[], list[str]]) -> list[str]:
-    """What a function answers in a forked child; a child that crashes or hangs is wrong too."""
-    with tempfile.TemporaryFile() as said:
+def in_children(rows: Sequence[Sequence[Callable[[], list[str]]]]) -> list[list[list[str]]]:
+    """What rows of functions answer, each row in a forked child, all at once; a crash or a hang of it is the one thing wrong."""
+    children = []
+    for row in rows:
+        said = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
         pid = os.fork()
         if pid == 0:
-            faulthandler.dump_traceback_later(PATIENCE, exit=True, file=said.fileno())
-            try:
-                answer = json.dumps(function()).encode()
-            except BaseException:
-                answer = json.dumps([traceback.format_exc()]).encode()
+            done: list[list[str]] = []
+            for function in row:
+                faulthandler.dump_traceback_later(PATIENCE, exit=True, file=said.fileno())
+                try:
+                    done.append(function())
+                except BaseException:
+                    done.append([traceback.format_exc()])
             faulthandler.cancel_dump_traceback_later()
-            os.write(said.fileno(), answer)
+            os.write(said.fileno(), json.dumps(done).encode())
             os._exit(0)
+        children.append((pid, said))
+    answers = []
+    for pid, said in children:
         _, status = os.waitpid(pid, 0)
-        said.seek(0)
-        text = said.read().decode(errors="replace")
-    if status:
-        how = f"killed by {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else "hung"
-        return [f"{how}: {text[-3000:]}"]
-    answer_list: list[str] = json.loads(text)
-    return answer_list
+        with said:
+            said.seek(0)
+            text = said.read().decode(errors="replace")
+        if status:
+            how = f"killed by {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else "hung"
+            answers.append([[f"{how}: {text[-3000:]}"]])
+        else:
+            answers.append(json.loads(text))
+    return answers
 
 
 def count(scenario: fault_scenarios.Scenario) -> list[str]:
@@ -279,32 +303,51 @@ def count(scenario: fault_scenarios.Scenario) -> list[str]:
     return [json.dumps(counts), *wrong]
 
 
-def sweep(
-    name: str, choose: Callable[[dict[str, int]], Iterator[tuple[Fault, ...]]]
-) -> tuple[int, int, dict[str, int]]:
+def sweep(name: str, choose: Callable[[dict[str, int]], Iterator[Together]]) -> tuple[int, int, dict[str, int]]:
     """Run a scenario under each of the faults that are chosen once its calls are counted; how many, how many ended wrong."""
     scenario = EVERY[name]
-    tried = bad = 0
-    counted, *wrong = in_child(lambda: count(scenario))
+    [[[counted, *wrong]]] = in_children([[lambda: count(scenario)]])
     if wrong:
         print(json.dumps({"scenario": name, "faults": (), "wrong": wrong}))
         return 0, 1, {}
     counts: dict[str, int] = json.loads(counted)
-    for together in choose(counts):
-        tried += 1
-        wrong = in_child(functools.partial(attempt, scenario, together))
-        if wrong:
-            bad += 1
-            print(json.dumps({"scenario": name, "faults": together, "wrong": wrong}), flush=True)
-    return tried, bad, counts
+    chosen = list(choose(counts))
+    lasting: list[Together] = []
+    passing: list[Together] = []
+    for together in chosen:
+        (lasting if any(fault.lasting for fault in together) else passing).append(together)
+
+    def tries(taken: Sequence[Together]) -> list[Callable[[], list[str]]]:
+        return [functools.partial(attempt, scenario, together) for together in taken]
+
+    def apart(taken: Sequence[Together]) -> list[tuple[Together, list[str]]]:
+        answers = in_children([tries([together]) for together in taken])
+        return [(together, wrong) for together, [wrong] in zip(taken, answers, strict=True) if wrong]
+
+    found: list[tuple[Together, list[str]]] = []
+    # One child for many is half the work, and what goes wrong there is tried again apart. To do so only in a row is wrong too.
+    for first in range(0, len(passing), IN_A_ROW):
+        taken = passing[first : first + IN_A_ROW]
+        [answers] = in_children([tries(taken)])
+        if any(answers):
+            found += apart(taken) or [(tuple(itertools.chain(*taken)), list(itertools.chain(*answers)))]
+    # These do little but wait.
+    for first in range(0, len(lasting), AT_ONCE):
+        found += apart(lasting[first : first + AT_ONCE])
+    for together, wrong in found:
+        print(json.dumps({"scenario": name, "faults": together, "wrong": wrong}), flush=True)
+    return len(chosen), len(found), counts
 
 
-def every_so_many(stride: int, offset: int = 0) -> Callable[[dict[str, int]], Iterator[tuple[Fault, ...]]]:
-    """One fault at a time, and one at least."""
+def every_so_many(stride: int, offset: int = 0, rarely: int = 1) -> Callable[[dict[str, int]], Iterator[Together]]:
+    """One fault at a time, and one at least; those that hit several calls are taken `rarely` times more seldom."""
 
-    def choose(counts: dict[str, int]) -> Iterator[tuple[Fault, ...]]:
+    def choose(counts: dict[str, int]) -> Iterator[Together]:
         every = list(faults(counts))
-        return ((fault,) for fault in every[offset % min(stride, len(every)) :: stride])
+        once = [fault for fault in every if fault.times == 1]
+        several = [fault for fault in every if fault.times != 1]
+        for kind, step in (once, stride), (several, stride * rarely):
+            yield from ((fault,) for fault in kind[offset % min(step, len(kind)) :: step])
 
     return choose
 
@@ -314,12 +357,19 @@ def main() -> None:
     name, *rest = sys.argv[1:]
     began = time.monotonic()
     trio.run(trio.lowlevel.checkpoint)  # what Trio makes once and keeps
+    for module in pkgutil.iter_modules(trio_uring.__path__):
+        if module.name.startswith("_") and module.name != "__main__":
+            importlib.import_module(f"trio_uring.{module.name}")  # what a run loads when it first needs it
+    gc.collect()
+    gc.freeze()  # the children look for garbage often, and all of this is none
     if name in ("suite", "wakeups", *fault_scenarios.SUITE):
         spare_entry_queue()
     if name == "suite":
         stride, first, last = map(int, rest)
         names = list(fault_scenarios.SUITE)[first:last]
-        swept = [sweep(each, every_so_many(stride, number * OFFSET)) for number, each in enumerate(names, first)]
+        swept = [
+            sweep(each, every_so_many(stride, number * OFFSET, RARELY)) for number, each in enumerate(names, first)
+        ]
     elif rest[:1] == ["random"]:
         swept = [sweep(name, lambda counts: some(counts, int(rest[1]), int(rest[2])))]
     elif len(rest) == 4:

@@ -16,7 +16,7 @@ from trio_uring.cancellation import OPERATIONS
 # Every so many faults are tried; no factor in common with the number of ways in which a call may fail.
 STRIDE = int(os.environ.get("TRIO_URING_FAULT_STRIDE", "29"))
 # The same under the cancellation suite's pairs of operation and cause, of which the first round has each operation once.
-SUITE_STRIDE = int(os.environ.get("TRIO_URING_FAULT_SUITE_STRIDE", "751"))
+SUITE_STRIDE = int(os.environ.get("TRIO_URING_FAULT_SUITE_STRIDE", "397"))
 PAIRS = min(int(os.environ.get("TRIO_URING_FAULT_PAIRS", len(OPERATIONS))), len(SUITE))
 TOGETHER = 16  # pairs that one process takes
 # Of faults that come together. A seed that finds something stays here.
