@@ -229,23 +229,25 @@ def attempt(scenario: fault_scenarios.Scenario, tried: Together) -> list[str]:
         if error is not None:
             wrong += judge(error, tried)
         error = None
+        # A kernel that refuses for ever does not let go: memory is leaked on purpose, and so are the tasks that it belongs to,
+        # with what they have open. Nobody learns of files that the kernel has opened since.
+        lets_go = all(fault.times for fault in tried)
         for _ in range(3):
             gc.collect()
         fault_scenarios.clear_up()
         gc.collect()  # what that had kept
-    # A kernel that refuses for ever does not let go: memory is leaked on purpose, and so are the tasks that it belongs to, with
-    # what they have open. Nobody learns of files that the kernel has opened since.
-    lets_go = all(fault.times for fault in tried)
-    deadline = time.monotonic() + PATIENCE / 3
-    while changed := {
-        (fd, what) for fd, what in descriptors().items() ^ before.items() if lets_go or what.startswith("anon_inode:")
-    }:
-        if time.monotonic() > deadline:
-            wrong.append(f"left open, or closed: {sorted(changed)}")
-            break
-        # A worker thread of Trio's has one open, and keeps the task that it works for until it is done.
-        time.sleep(0.01)
-        gc.collect()
+        deadline = time.monotonic() + PATIENCE / 3
+        while changed := {
+            (fd, what)
+            for fd, what in descriptors().items() ^ before.items()
+            if lets_go or what.startswith("anon_inode:")
+        }:
+            if time.monotonic() > deadline:
+                wrong.append(f"left open, or closed: {sorted(changed)}")
+                break
+            # A worker thread of Trio's has one open, and keeps the task that it works for until it is done.
+            time.sleep(0.01)
+            gc.collect()
     if _ring._leaked and lets_go:
         wrong.append(f"{len(_ring._leaked)} rings leaked their memory")
     complaints = [f"unraisable: {text}" for text in unraisable]
@@ -263,7 +265,10 @@ def attempt(scenario: fault_scenarios.Scenario, tried: Together) -> list[str]:
 
 
 def in_children(rows: Sequence[Sequence[Callable[[], list[str]]]]) -> list[list[list[str]]]:
-    """What rows of functions answer, each row in a forked child, all at once; a crash or a hang of it is the one thing wrong."""
+    """What rows of functions answer, each row in a forked child, all at once; a crash or a hang of it is the one thing wrong.
+
+    A row ends early where a function leaves tasks behind, which another thread may have when a run breaks down under it.
+    """
     children = []
     for row in rows:
         said = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
@@ -276,6 +281,8 @@ def in_children(rows: Sequence[Sequence[Callable[[], list[str]]]]) -> list[list[
                     done.append(function())
                 except BaseException:
                     done.append([traceback.format_exc()])
+                if any(isinstance(thing, trio.lowlevel.Task) for thing in gc.get_objects()):
+                    break
             faulthandler.cancel_dump_traceback_later()
             os.write(said.fileno(), json.dumps(done).encode())
             os._exit(0)
@@ -326,11 +333,15 @@ def sweep(name: str, choose: Callable[[dict[str, int]], Iterator[Together]]) -> 
 
     found: list[tuple[Together, list[str]]] = []
     # One child for many is half the work, and what goes wrong there is tried again apart. To do so only in a row is wrong too.
-    for first in range(0, len(passing), IN_A_ROW):
+    first = 0
+    while first < len(passing):
         taken = passing[first : first + IN_A_ROW]
         [answers] = in_children([tries(taken)])
         if any(answers):
             found += apart(taken) or [(tuple(itertools.chain(*taken)), list(itertools.chain(*answers)))]
+        else:
+            taken = taken[: len(answers)]
+        first += len(taken)
     # These do little but wait.
     for first in range(0, len(lasting), AT_ONCE):
         found += apart(lasting[first : first + AT_ONCE])
