@@ -164,15 +164,29 @@ static unsigned pending(tu_ring *r)
     return *r->ring.sq.ktail - load(r->ring.sq.khead);
 }
 
-/* timeout_ns < 0: no timeout. Answers what io_uring_enter(2) answers. */
+static unsigned kernel_flags(tu_ring *r)
+{
+    return __atomic_load_n(r->ring.sq.kflags, __ATOMIC_RELAXED);
+}
+
+/* timeout_ns < 0: no timeout. Answers what io_uring_enter(2) answers.
+ *
+ * IORING_SQ_TASKRUN is cleared before the work is run, and set again where the kernel did not get to it. The kernel clears
+ * it only where there is work: one of its workers adds work first and sets the flag then, and when we have run the work in
+ * between the flag stays, with nothing to do, until more work comes (io_req_local_work_add and io_cqring_wait, 6.1 to 6.18;
+ * a close that waited for the flag to go hung for ever). What arrives later, or is left over, sets it anew. */
 static int enter(tu_ring *r, unsigned to_submit, unsigned min_complete, unsigned flags, int64_t timeout_ns)
 {
     struct io_uring_getevents_arg arg;
     struct __kernel_timespec ts;
     void *argp = NULL;
     size_t size = 0;
-    int fd = r->ring.ring_fd, rc;
+    int fd = r->ring.ring_fd, told = 0, rc;
 
+    if ((flags & IORING_ENTER_GETEVENTS) && (kernel_flags(r) & IORING_SQ_TASKRUN)) {
+        told = 1;
+        __atomic_fetch_and(r->ring.sq.kflags, ~IORING_SQ_TASKRUN, __ATOMIC_ACQ_REL);
+    }
     if (r->registered >= 0) {
         fd = r->registered;
         flags |= IORING_ENTER_REGISTERED_RING;
@@ -192,6 +206,8 @@ static int enter(tu_ring *r, unsigned to_submit, unsigned min_complete, unsigned
         rc = io_uring_enter2(fd, to_submit, min_complete, flags, argp, size);
         TU_TAKE_BACK;
     }
+    if (told && (rc < 0 ? rc != -ETIME : (unsigned)rc < to_submit))
+        __atomic_fetch_or(r->ring.sq.kflags, IORING_SQ_TASKRUN, __ATOMIC_ACQ_REL);
     return rc;
 }
 
@@ -578,11 +594,6 @@ static unsigned reap(tu_ring *r, int64_t *out, unsigned max, unsigned *seen)
     }
     store(cq->khead, head);
     return n;
-}
-
-static unsigned kernel_flags(tu_ring *r)
-{
-    return __atomic_load_n(r->ring.sq.kflags, __ATOMIC_RELAXED);
 }
 
 static unsigned ready(tu_ring *r)

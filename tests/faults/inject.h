@@ -318,11 +318,13 @@ static int tf_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, uns
     if (to_submit && tf_hit(TF_SHORT)) {
         unsigned most = (unsigned)tf_kinds[TF_SHORT].value;
 
-        to_submit = to_submit < most ? to_submit : most;
-        flags &= ~IORING_ENTER_GETEVENTS;
-        if (!to_submit)
+        if (!most)
             return 0;
-        min_complete = 0;
+        if (to_submit > most) {
+            to_submit = most;
+            flags &= ~IORING_ENTER_GETEVENTS;
+            min_complete = 0;
+        }
     }
     if (s && s->late_len)
         min_complete = 0;
@@ -331,6 +333,8 @@ static int tf_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, uns
     rc = io_uring_enter2(fd, to_submit, min_complete, flags, arg, size);
     if (s)
         tf_pull(s);
+    if (s && (flags & IORING_ENTER_GETEVENTS) && tf_hit(TF_STALE))
+        __atomic_fetch_or(s->ring->sq.kflags, IORING_SQ_TASKRUN, __ATOMIC_RELEASE);
     return rc;
 }
 

@@ -24,7 +24,9 @@
 #define TF_FILE 16
 /* Reads, writes, splices, sends and receives: the kernel does about half. */
 #define TF_PART 17
-#define TF_KINDS 18
+/* Enters that run deferred work: a worker says that there is some (IORING_SQ_TASKRUN) when it has been run. */
+#define TF_STALE 18
+#define TF_KINDS 19
 #define TF_FIRST_USER_DATA 16
 
 /* Lets the nth call of a kind from now on (1: the next), and `times` - 1 after it (0: all), fail. */

@@ -873,6 +873,95 @@ def test_f24_a_close_of_a_descriptor_makes_room_for_what_it_ends() -> None:
         """)
 
 
+@pytest.mark.parametrize("spin", [0, 50_000])
+def test_f25_deferred_work_that_is_told_of_when_it_has_been_run_keeps_nobody_busy(spin: int) -> None:
+    """F25, F18: one of the kernel's workers sets IORING_SQ_TASKRUN when its work has been run, and the kernel clears it no more.
+
+    io_req_local_work_add() adds the work first and sets the flag then. A close went on for ever (seen once in millions of
+    races, on 6.18), and a run that had nothing to do never slept.
+    """
+    on_ring(
+        """
+        ring = Ring(16)
+        ring.spin(int(sys.argv[1]))
+        reader, writer = os.pipe()
+        memory = ffi.new("char[]", 1)
+
+        def none_for(seconds):
+            ring.present()
+            before = ring.counters().enters
+            end = time.monotonic() + seconds
+            while (left := end - time.monotonic()) > 0:
+                assert not ring.wait(left)
+            assert ring.counters().enters - before < 10, ring.counters().enters - before
+
+        def elsewhere():
+            while ring.wait(0) is not None:
+                pass
+            began = time.monotonic()
+            thread = threading.Thread(target=ring.wait, args=(0.2,))
+            thread.start()
+            thread.join()
+            return time.monotonic() - began
+
+        elsewhere()  # the owner learns of sleepers
+        for nth in 1, 2, 3:
+            ring.queue(OP_READ, 100, reader, memory, 1, 2**64 - 1)
+            ring.submit()
+            lib.tf_arm(lib.TF_STALE, nth, 1, 0)
+            ring.cancel_fd(reader)
+            assert ring.wait(5) == [100, -errno.ECANCELED, 0]
+            none_for(0.1)
+        for _ in range(20):  # it looks for completions before it sleeps, as long as they come
+            ring.queue(OP_NOP, 100)
+            assert ring.wait(5) == [100, 0, 0]
+        lib.tf_arm(lib.TF_STALE, 1, 2, 0)
+        none_for(0.1)
+        lib.tf_arm(lib.TF_STALE, 1, 1, 0)
+        assert elsewhere() >= 0.19
+        ring.close()
+        """,
+        str(spin),
+    )
+
+
+def test_f25_work_that_an_enter_did_not_get_to_is_told_of_again() -> None:
+    """F25: the flag is cleared before an enter; where the kernel refuses that, a sleeper elsewhere has to see it still."""
+    on_ring("""
+        ring = Ring(16)
+        reader, writer = os.pipe()
+        memory = ffi.new("char[]", 1)
+        answers = []
+
+        def elsewhere():
+            thread = threading.Thread(target=lambda: answers.append(ring.wait(20)))
+            began = time.monotonic()
+            thread.start()
+            thread.join()
+            assert time.monotonic() - began < 15
+            return answers.pop()
+
+        elsewhere()  # the owner learns of sleepers
+        for kind, value in (lib.TF_ENTER, errno.EAGAIN), (lib.TF_ENTER, errno.EINTR), (lib.TF_SHORT, 0), (lib.TF_SHORT, 1):
+            while ring.wait(0) is not None:
+                pass
+            ring.queue(OP_READ, 100, reader, memory, 1, 2**64 - 1)
+            assert ring.wait(0) is None
+            os.write(writer, b"x")  # its completion is deferred work now
+            if kind == lib.TF_SHORT:
+                ring.present()
+                ring.queue(OP_NOP, 101)
+                ring.queue(OP_NOP, 102)
+            lib.tf_arm(kind, 1, 1, value)
+            found = list(ring.wait(0) or ())
+            lib.tf_disarm()
+            while 100 not in found[::3]:
+                assert elsewhere() == []
+                found += ring.wait(0) or ()
+        ring.close()
+        """)
+
+
 def test_f26_nobody_sleeps_where_the_wake_up_could_not_be_queued() -> None:
     """F26: the submission queue is full and the kernel takes nothing: a wait that nobody could end is not begun."""
     on_ring("""
