@@ -102,11 +102,13 @@ def until(host: Host, condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
+        # Not get(timeout=0.001): CPython 3.11's may wait for ever where it is woken for nothing and the time is over by then.
         try:
-            callback = host.todo.get(timeout=0.001)
+            callback = host.todo.get_nowait()
         except queue.Empty:
-            continue
-        callback()
+            time.sleep(0.001)
+        else:
+            callback()
 
 
 # ------------------------------------------------------------------ all of Trio, under a host
