@@ -173,8 +173,8 @@ static unsigned kernel_flags(tu_ring *r)
  *
  * IORING_SQ_TASKRUN is cleared before the work is run, and set again where the kernel did not get to it. The kernel clears
  * it only where there is work: one of its workers adds work first and sets the flag then, and when we have run the work in
- * between the flag stays, with nothing to do, until more work comes (io_req_local_work_add and io_cqring_wait, 6.1 to 6.18;
- * a close that waited for the flag to go hung for ever). What arrives later, or is left over, sets it anew. */
+ * between the flag stays, with nothing to do, until more work comes (measured on 6.18: io_req_local_work_add and
+ * io_cqring_wait; a close that waited for the flag to go hung for ever). What arrives later, or is left over, sets it anew. */
 static int enter(tu_ring *r, unsigned to_submit, unsigned min_complete, unsigned flags, int64_t timeout_ns)
 {
     struct io_uring_getevents_arg arg;
