@@ -60,8 +60,8 @@ wheel: packages
 
 # Every call of the shim fails, in every way in which it may (docs/faults.md), under nine small programs and under all 766 pairs of
 # operation and cause of the cancellation suite: 670,000 faults that hit one call, and of those that hit several every tenth under
-# the pairs. STRIDE=97 tries every 97th of all these. `make test` tries a sample: each operation once, with a few faults. And io_uring is forbidden to the
-# whole machine for a moment.
+# the pairs. STRIDE=97 tries every 97th of all these. `make test` tries a sample: each operation once, with a few faults. And
+# io_uring is forbidden to the whole machine for a moment.
 STRIDE ?= 1
 
 faults: $(VENV)/installed

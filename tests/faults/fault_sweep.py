@@ -74,7 +74,7 @@ EVERY = fault_scenarios.ALL | fault_scenarios.SUITE
 OFFSET = 7919  # from pair to pair; a prime number, so that the strides have no factor in common with it
 TRANSLATED = (trio.TrioInternalError, trio.BrokenResourceError)
 PATIENCE = 100  # seconds; nothing but a hang waits for them to expire
-RARELY = 10
+RARELY = 10  # under the pairs: how much more seldom than others those are tried that hit several calls
 IN_A_ROW = 16  # attempts in one child
 AT_ONCE = 16  # children that wait
 

@@ -4,8 +4,8 @@
  *
  * Every system call that the shim makes (but close and munmap, whose answers it does not ask) is a function of this file
  * here, and so is every entry that it prepares (TU_FAULT_SQE): each counts its calls by kind and fails those that
- * tf_arm() names. The completion queue that the shim reads is a shadow: after each enter the completions of the real one move there, and on the way they are lost, held
- * back, doubled or put off for want of room.
+ * tf_arm() names. The completion queue that the shim reads is a shadow: after each enter the completions of the real one move
+ * there, and on the way they are lost, held back, doubled or put off for want of room.
  *
  * What a fault does is what the kernel could do: an io_uring_enter(2) that fails has submitted nothing, one that submits
  * less than it was asked to does not wait, a completion for which there is no room sets IORING_SQ_CQ_OVERFLOW, and what is
