@@ -284,9 +284,9 @@ async def mkdir(
     except OSError:
         # Not only EEXIST: the kernel may say EACCES or EROFS of a directory that is there.
         answer = exist_ok and await is_dir(manager, path, begun=begun)
-        if answer is NotImplemented:
+        if answer is NotImplemented and not begun:
             return answer
-        if not answer:
+        if answer is not True:
             raise
     return None
 

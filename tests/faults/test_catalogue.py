@@ -87,6 +87,36 @@ def test_f03_a_connect_that_is_refused_has_not_begun() -> None:
         """)
 
 
+def test_f03_an_entry_that_is_refused_after_the_first_effect_of_its_call() -> None:
+    """F3: the call has made one directory, so its error is told; cancelled meanwhile, it does not say that nothing has happened."""
+    in_run("""
+        import tempfile
+
+        async def main():
+            await trio.testing.wait_all_tasks_blocked()  # Trio's own tasks have queued their polls
+            with tempfile.TemporaryDirectory() as directory:
+                first = os.path.join(directory, "a")
+
+                async def cancels():
+                    while not os.path.exists(first):
+                        await trio.lowlevel.checkpoint()
+                    scope.cancel()
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(cancels)
+                    # Of a/b/c, of a/b and of a, which is made; then of a/b, and the question what is there in its place.
+                    lib.tf_arm(lib.TF_SQE, 4, 2, errno.EBUSY)
+                    told = None
+                    with trio.CancelScope() as scope:
+                        try:
+                            await trio.Path(first, "b", "c").mkdir(parents=True)
+                        except OSError as error:
+                            told = error
+                assert os.path.exists(first) and not os.path.exists(os.path.join(first, "b")), "the fault hit another entry"
+                assert told is not None and told.errno == errno.EBUSY, (told, scope.cancelled_caught)
+        """)
+
+
 def test_f03_an_entry_whose_submission_failed_runs_once_and_with_its_memory_alive() -> None:
     """F3: io_uring_enter(2) refuses what has been queued; the error reaches the caller, and the entry stays pinned and runs."""
     in_run("""
