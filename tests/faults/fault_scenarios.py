@@ -1,7 +1,7 @@
 """Programs that between them use everything that the shim does; fault_sweep.py fails each of their calls in turn.
 
 The small ones are written here (`ALL`); the others are the tests of the cancellation suite (`SUITE`): an operation that a cause
-ends at each moment in turn. Each checks its own result, keeps its own descriptors in order, and lets every error out.
+ends at a moment. Each checks its own result, keeps its own descriptors in order, and lets every error out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import queue
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import attrs
@@ -26,7 +26,7 @@ from trio_uring import UringBackend
 from trio_uring._ring import FIRST_USER_DATA, OP_NOP, OP_READ, STRAY_DATA, Ring, ffi
 from trio_uring.cancellation import CAUSES, MOMENTS, OPERATIONS, Backend, Cause, Operation, Subject
 from trio_uring.cancellation._causes import Attempt, Attempts
-from trio_uring.cancellation._operations import Books
+from trio_uring.cancellation._operations import EITHER, Books
 
 Scenario: TypeAlias = Callable[[], None]
 
@@ -249,6 +249,8 @@ UNDER_TEST = Backend(
 
 
 _set_up: list[Subject] = []
+# Called where what a scenario is about begins (True), if that is not its start, and where it ends (False), if not at its end.
+listeners: list[Callable[[bool], None]] = []
 
 
 def clear_up() -> None:
@@ -266,6 +268,9 @@ def clear_up() -> None:
 # Calls of several steps: a step that fails undoes nothing of those before it, as everywhere; and a file is closed, whatever could
 # not be written before.
 HALF_DONE = {"Path.write_bytes", "Path.write_text", "Path.mkdir with parents", "copy_file", "file.aclose"}
+# Calls that a fault can make wait before they are tried: there is no memory for provided buffers, or the kernel says EAGAIN where
+# it never does. When such a wait resumes, nothing has been done yet.
+WAIT_FIRST = {"recv", "recvfrom", "recvmsg", "SocketStream.receive_some", "splice of a blocking pipe"}
 
 
 class CallsFailed(Exception):
@@ -277,12 +282,33 @@ class CallsFailed(Exception):
 
 
 class Failing(Attempts):
-    """Attempts of which some may fail: a call that says so must have had no effect, and all others end as they have to."""
+    """An attempt at one moment, and at the next. A call that says that it failed has had no effect; all others end as they must.
 
-    def __init__(self, operation: Operation, cause: Cause) -> None:
-        super().__init__(attrs.evolve(operation, subject=self._subject), cause, MOMENTS)
+    Args:
+      number: of the moment, among those that fit.
+    """
+
+    def __init__(self, operation: Operation, cause: Cause, number: int) -> None:
+        resuming = EITHER if operation.name in WAIT_FIRST else operation.resuming
+        super().__init__(attrs.evolve(operation, subject=self._subject, resuming=resuming), cause, MOMENTS)
+        self.moments = self.moments[number : number + 2]
+        self.number = number
         self.make = operation.subject
         self.errors: list[Exception] = []
+
+    def each(self) -> Iterator[Callable[[Subject], Attempt]]:
+        """The second is there to see whether a fault in the first has done harm; only faults in the first are of interest."""
+        hit, *after = super().each()
+        if self.number:
+            self._tell(True)  # how a run begins is the first moment's
+        yield hit
+        for make in after:
+            self._tell(False)
+            yield make
+
+    def _tell(self, begins: bool) -> None:
+        for listener in listeners:
+            listener(begins)
 
     def _subject(self, books: Books) -> Subject:
         subject = self.make(books)
@@ -307,30 +333,32 @@ class Failing(Attempts):
             self.errors.append(attempt.ended.value)
 
 
-def _each_moment(operation: Operation, make: Callable[[], Cause]) -> None:
-    attempts = Failing(operation, make())
+def _at(operation: Operation, make: Callable[[], Cause], number: int) -> None:
+    attempts = Failing(operation, make(), number)
     attempts.run(UNDER_TEST)
     assert sum(attempts.tally.values()) + len(attempts.errors) == len(attempts.moments)
     if attempts.errors:
         raise CallsFailed(attempts.errors)
 
 
-def _suite() -> dict[str, Scenario]:
-    """By name as in the suite, in rounds: each round has every operation once, and those next to each other have other causes."""
-    causes = [
-        [
-            (make, cause)
-            for make, cause in ((make, make()) for make in CAUSES)
-            if any(cause.fits(each, moment) for moment in MOMENTS)
-        ]
-        for each in OPERATIONS
-    ]
+def _suite() -> dict[str, dict[str, Scenario]]:
+    """By pair, as in the suite, and moment.
+
+    In rounds: each round has every operation once, and those next to each other have other causes.
+    """
+    pairs = []
+    for operation in OPERATIONS:
+        causes = [(make, Attempts(operation, make(), MOMENTS)) for make in CAUSES]
+        pairs.append([(make, attempts) for make, attempts in causes if attempts.moments])
     return {
-        f"{operation.name}-{cause.name}": functools.partial(_each_moment, operation, make)
-        for number in range(len(CAUSES))
+        f"{operation.name}-{attempts.cause.name}": {
+            f"{operation.name}-{attempts.cause.name}-{moment.name}": functools.partial(_at, operation, make, number)
+            for number, moment in enumerate(attempts.moments)
+        }
+        for turn in range(len(CAUSES))
         for place, operation in enumerate(OPERATIONS)
-        for make, cause in [causes[place][(place + number) % len(causes[place])]]
-        if number < len(causes[place])
+        for make, attempts in [pairs[place][(place + turn) % len(pairs[place])]]
+        if turn < len(pairs[place])
     }
 
 

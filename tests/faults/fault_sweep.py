@@ -11,8 +11,9 @@ then once for each call and each way in which it may fail, in forked children. W
 ends in one of two ways: with its right result, or with an error that says which fault it was; and with nothing left open,
 nothing in flight, nobody asleep. Prints one line of JSON for each child that ended otherwise, and a last one with the counts.
 
-The pairs come in rounds, each of which has every operation once, with another cause (`fault_scenarios.SUITE`). Each pair begins
-to count its faults elsewhere, so that between them all kinds are tried at all calls whatever the stride.
+The pairs come in rounds, each of which has every operation once, with another cause (`fault_scenarios.SUITE`); each of their
+moments is a scenario. Each pair begins to count its faults elsewhere, so that between them all kinds are tried at all calls
+whatever the stride.
 """
 
 from __future__ import annotations
@@ -70,12 +71,14 @@ LOST = {"LOSE": (0,)}
 WAITED = 0.5
 KINDS = (*ERRNOS, *HARMLESS, *LOST)
 CHECKOUT = Path(__file__).resolve().parents[2]
-EVERY = fault_scenarios.ALL | fault_scenarios.SUITE
+EVERY = dict(fault_scenarios.ALL)
+for _moments in fault_scenarios.SUITE.values():
+    EVERY |= _moments
 OFFSET = 7919  # from pair to pair; a prime number, so that the strides have no factor in common with it
 TRANSLATED = (trio.TrioInternalError, trio.BrokenResourceError)
 PATIENCE = 100  # seconds; nothing but a hang waits for them to expire
 RARELY = 10  # under the pairs: how much more seldom than others those are tried that hit several calls
-IN_A_ROW = 16  # attempts in one child
+IN_A_ROW = 64  # attempts in one child
 AT_ONCE = 16  # children that wait
 
 
@@ -103,10 +106,13 @@ class Fault(NamedTuple):
         lib.tf_arm(getattr(lib, f"TF_{self.kind}"), self.nth, self.times, self.value)
 
 
-def faults(counts: dict[str, int]) -> Iterator[Fault]:
-    """Every fault worth trying on a program that makes so many calls of each kind."""
+Span = tuple[int, int]  # the calls of a kind after the first number, and up to the second
+
+
+def faults(calls: dict[str, Span]) -> Iterator[Fault]:
+    """Every fault worth trying at these calls of each kind."""
     for kind, values in [*ERRNOS.items(), *HARMLESS.items(), *LOST.items()]:
-        for nth in range(1, counts[kind] + 1):
+        for nth in range(calls[kind][0] + 1, calls[kind][1] + 1):
             for value in values:
                 name = value if isinstance(value, str) else str(value)
                 amount: int = getattr(errno, value) if isinstance(value, str) else value  # type: ignore[assignment]
@@ -115,6 +121,8 @@ def faults(counts: dict[str, int]) -> Iterator[Fault]:
 
 
 Together = tuple[Fault, ...]  # in one run
+Case = tuple[str, Together]  # in one of a scenario
+Counted = dict[str, dict[str, Span]]  # by scenario
 REFUSAL = Fault("ENTER", 1, 0, errno.EPERM, "EPERM")
 
 
@@ -155,13 +163,14 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def some(counts: dict[str, int], number: int, seed: int) -> Iterator[Together]:
+def some(counted: Counted, number: int, seed: int) -> Iterator[Case]:
     """Faults together, at random."""
     choose = random.Random(seed)
-    every = [fault for fault in faults(counts) if fault.times]
-    for _ in range(number):
-        chosen = {fault.kind: fault for fault in choose.choices(every, k=choose.randint(2, 5))}
-        yield tuple(chosen.values())
+    for name, calls in counted.items():
+        every = [fault for fault in faults(calls) if fault.times]
+        for _ in range(number):
+            chosen = {fault.kind: fault for fault in choose.choices(every, k=choose.randint(2, 5))}
+            yield name, tuple(chosen.values())
 
 
 def tells(error: BaseException, tried: Together) -> bool:
@@ -274,6 +283,7 @@ def in_children(rows: Sequence[Sequence[Callable[[], list[str]]]]) -> list[list[
         said = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
         pid = os.fork()
         if pid == 0:
+            gc.freeze()  # they look for garbage often, and all that there is now is none
             done: list[list[str]] = []
             for function in row:
                 faulthandler.dump_traceback_later(PATIENCE, exit=True, file=said.fileno())
@@ -302,63 +312,90 @@ def in_children(rows: Sequence[Sequence[Callable[[], list[str]]]]) -> list[list[
 
 
 def count(scenario: fault_scenarios.Scenario) -> list[str]:
-    """How many calls of each kind a scenario makes without any fault, as JSON; and what is wrong about it even then."""
+    """The calls of each kind that a scenario is about, as JSON, counted without a fault; and what is wrong about it even so."""
+
+    def calls() -> dict[str, int]:
+        return {kind: lib.tf_calls(getattr(lib, f"TF_{kind}")) for kind in KINDS}
+
     # Completions are counted by kinds that never fail here.
-    before = {kind: lib.tf_calls(getattr(lib, f"TF_{kind}")) for kind in KINDS}
+    start = first = calls()
+    last: dict[str, int] = {}
+
+    def listen(begins: bool) -> None:
+        nonlocal first, last
+        if begins:
+            first = calls()
+        else:
+            last = calls()
+
+    fault_scenarios.listeners[:] = [listen]
     wrong = attempt(scenario, ())
-    counts = {kind: lib.tf_calls(getattr(lib, f"TF_{kind}")) - before[kind] for kind in KINDS}
-    return [json.dumps(counts), *wrong]
+    last = last or calls()
+    return [json.dumps({kind: (first[kind] - start[kind], last[kind] - start[kind]) for kind in KINDS}), *wrong]
 
 
-def sweep(name: str, choose: Callable[[dict[str, int]], Iterator[Together]]) -> tuple[int, int, dict[str, int]]:
-    """Run a scenario under each of the faults that are chosen once its calls are counted; how many, how many ended wrong."""
-    scenario = EVERY[name]
-    [[[counted, *wrong]]] = in_children([[lambda: count(scenario)]])
-    if wrong:
-        print(json.dumps({"scenario": name, "faults": (), "wrong": wrong}))
-        return 0, 1, {}
-    counts: dict[str, int] = json.loads(counted)
-    chosen = list(choose(counts))
-    lasting: list[Together] = []
-    passing: list[Together] = []
-    for together in chosen:
-        (lasting if any(fault.lasting for fault in together) else passing).append(together)
+def tell(cases: Sequence[Case], wrong: Sequence[str]) -> None:
+    """What went wrong, as a line."""
+    print(json.dumps({"cases": cases, "wrong": wrong}), flush=True)
 
-    def tries(taken: Sequence[Together]) -> list[Callable[[], list[str]]]:
-        return [functools.partial(attempt, scenario, together) for together in taken]
 
-    def apart(taken: Sequence[Together]) -> list[tuple[Together, list[str]]]:
-        answers = in_children([tries([together]) for together in taken])
-        return [(together, wrong) for together, [wrong] in zip(taken, answers, strict=True) if wrong]
+def sweep(names: Sequence[str], choose: Callable[[Counted], Iterator[Case]]) -> tuple[int, int, dict[str, int]]:
+    """Run scenarios under each of the faults that are chosen once their calls are counted; how many, how many ended wrong."""
+    counted: Counted = {}
+    while len(counted) < len(names):
+        uncounted = names[len(counted) :]
+        [counts] = in_children([[functools.partial(count, EVERY[name]) for name in uncounted]])
+        for name, (calls, *wrong) in zip(uncounted, counts, strict=False):
+            if wrong or not calls.startswith("{"):
+                tell([(name, ())], wrong or [calls])
+                return 0, 1, {}
+            counted[name] = json.loads(calls)
+    chosen = list(choose(counted))
+    lasting: list[Case] = []
+    passing: list[Case] = []
+    for case in chosen:
+        (lasting if any(fault.lasting for fault in case[1]) else passing).append(case)
 
-    found: list[tuple[Together, list[str]]] = []
+    def tries(taken: Sequence[Case]) -> list[Callable[[], list[str]]]:
+        return [functools.partial(attempt, EVERY[name], together) for name, together in taken]
+
+    def apart(taken: Sequence[Case]) -> int:
+        bad = 0
+        for case, [wrong] in zip(taken, in_children([tries([case]) for case in taken]), strict=True):
+            if wrong:
+                bad += 1
+                tell([case], wrong)
+        return bad
+
+    bad = first = 0
     # One child for many is half the work, and what goes wrong there is tried again apart. To do so only in a row is wrong too.
-    first = 0
     while first < len(passing):
         taken = passing[first : first + IN_A_ROW]
         [answers] = in_children([tries(taken)])
         if any(answers):
-            found += apart(taken) or [(tuple(itertools.chain(*taken)), list(itertools.chain(*answers)))]
+            again = apart(taken)
+            if not again:
+                tell(taken, list(itertools.chain(*answers)))
+            bad += again or 1
         else:
             taken = taken[: len(answers)]
         first += len(taken)
     # These do little but wait.
     for first in range(0, len(lasting), AT_ONCE):
-        found += apart(lasting[first : first + AT_ONCE])
-    for together, wrong in found:
-        print(json.dumps({"scenario": name, "faults": together, "wrong": wrong}), flush=True)
-    return len(chosen), len(found), counts
+        bad += apart(lasting[first : first + AT_ONCE])
+    totals = {kind: sum(last - first for first, last in (calls[kind] for calls in counted.values())) for kind in KINDS}
+    return len(chosen), bad, totals
 
 
-def every_so_many(stride: int, offset: int = 0, rarely: int = 1) -> Callable[[dict[str, int]], Iterator[Together]]:
+def every_so_many(stride: int, offset: int = 0, rarely: int = 1) -> Callable[[Counted], Iterator[Case]]:
     """One fault at a time, and one at least; those that hit several calls are taken `rarely` times more seldom."""
 
-    def choose(counts: dict[str, int]) -> Iterator[Together]:
-        every = list(faults(counts))
-        once = [fault for fault in every if fault.times == 1]
-        several = [fault for fault in every if fault.times != 1]
-        for kind, step in (once, stride), (several, stride * rarely):
-            yield from ((fault,) for fault in kind[offset % min(step, len(kind)) :: step])
+    def choose(counted: Counted) -> Iterator[Case]:
+        every = [(name, fault) for name, calls in counted.items() for fault in faults(calls)]
+        once = [case for case in every if case[1].times == 1]
+        several = [case for case in every if case[1].times != 1]
+        for cases, step in (once, stride), (several, stride * rarely):
+            yield from ((name, (fault,)) for name, fault in cases[offset % min(step, len(cases)) :: step])
 
     return choose
 
@@ -372,23 +409,23 @@ def main() -> None:
         if module.name.startswith("_") and module.name != "__main__":
             importlib.import_module(f"trio_uring.{module.name}")  # what a run loads when it first needs it
     gc.collect()
-    gc.freeze()  # the children look for garbage often, and all of this is none
-    if name in ("suite", "wakeups", *fault_scenarios.SUITE):
+    if name == "wakeups" or name not in fault_scenarios.ALL:
         spare_entry_queue()
     if name == "suite":
         stride, first, last = map(int, rest)
-        names = list(fault_scenarios.SUITE)[first:last]
+        pairs = list(fault_scenarios.SUITE.values())[first:last]
         swept = [
-            sweep(each, every_so_many(stride, number * OFFSET, RARELY)) for number, each in enumerate(names, first)
+            sweep(list(moments), every_so_many(stride, number * OFFSET, RARELY))
+            for number, moments in enumerate(pairs, first)
         ]
     elif rest[:1] == ["random"]:
-        swept = [sweep(name, lambda counts: some(counts, int(rest[1]), int(rest[2])))]
+        swept = [sweep([name], lambda counted: some(counted, int(rest[1]), int(rest[2])))]
     elif len(rest) == 4:
         kind, nth, times, value = rest
         one = Fault(kind, int(nth), int(times), int(value) if value.isdigit() else getattr(errno, value), value)
-        swept = [sweep(name, lambda _: iter([(one,)]))]
+        swept = [sweep([name], lambda _: iter([(name, (one,))]))]
     else:
-        swept = [sweep(name, every_so_many(int(rest[0]) if rest else 1))]
+        swept = [sweep([name], every_so_many(int(rest[0]) if rest else 1))]
     tried, bad, counts = map(list, zip(*swept, strict=True))
     calls = {kind: sum(each.get(kind, 0) for each in counts) for kind in KINDS}
     seconds = round(time.monotonic() - began, 1)

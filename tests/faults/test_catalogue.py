@@ -88,7 +88,7 @@ def test_f03_a_connect_that_is_refused_has_not_begun() -> None:
 
 
 def test_f03_an_entry_that_is_refused_after_the_first_effect_of_its_call() -> None:
-    """F3: the call has made one directory, so its error is told; cancelled meanwhile, it does not say that nothing has happened."""
+    """F3: the call has made one directory, so its error is told; cancelled meanwhile, it does not say that nothing happened."""
     in_run("""
         import tempfile
 
