@@ -273,6 +273,9 @@ HALF_DONE = {"Path.write_bytes", "Path.write_text", "Path.mkdir with parents", "
 WAIT_FIRST = {"recv", "recvfrom", "recvmsg", "SocketStream.receive_some", "splice of a blocking pipe"}
 
 
+AT_A_TIME = 4  # moments: a fault may hit three calls, and the one after them has to be as ever
+
+
 class CallsFailed(Exception):
     """Calls that the suite made have failed: `errors` says how, one for each."""
 
@@ -282,7 +285,7 @@ class CallsFailed(Exception):
 
 
 class Failing(Attempts):
-    """An attempt at one moment, and at the next. A call that says that it failed has had no effect; all others end as they must.
+    """An attempt at one moment, and at some more. A call that says that it failed has had no effect; all others end as they must.
 
     Args:
       number: of the moment, among those that fit.
@@ -291,20 +294,20 @@ class Failing(Attempts):
     def __init__(self, operation: Operation, cause: Cause, number: int) -> None:
         resuming = EITHER if operation.name in WAIT_FIRST else operation.resuming
         super().__init__(attrs.evolve(operation, subject=self._subject, resuming=resuming), cause, MOMENTS)
-        self.moments = self.moments[number : number + 2]
+        self.moments = self.moments[number : number + AT_A_TIME]
         self.number = number
         self.make = operation.subject
         self.errors: list[Exception] = []
 
     def each(self) -> Iterator[Callable[[Subject], Attempt]]:
-        """The second is there to see whether a fault in the first has done harm; only faults in the first are of interest."""
+        """The others are there to see whether a fault in the first has done harm; of interest are those that begin there."""
         hit, *after = super().each()
         if self.number:
             self._tell(True)  # how a run begins is the first moment's
         yield hit
-        for make in after:
+        if after:
             self._tell(False)
-            yield make
+        yield from after
 
     def _tell(self, begins: bool) -> None:
         for listener in listeners:
