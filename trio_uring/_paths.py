@@ -282,7 +282,8 @@ async def mkdir(
             return answer
         return await mkdir(manager, path, mode, exist_ok=exist_ok, begun=True)
     except OSError:
-        # Not only EEXIST: the kernel may say EACCES or EROFS of a directory that is there.
+        # Not only EEXIST: the kernel may say EACCES or EROFS of a directory that is there. After an effect Trio's own method,
+        # which can be cancelled, is no way out.
         answer = exist_ok and await is_dir(manager, path, begun=begun)
         if answer is NotImplemented and not begun:
             return answer

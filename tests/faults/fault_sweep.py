@@ -276,7 +276,8 @@ def attempt(scenario: fault_scenarios.Scenario, tried: Together) -> list[str]:
 def in_children(rows: Sequence[Sequence[Callable[[], list[str]]]]) -> list[list[list[str]]]:
     """What rows of functions answer, each row in a forked child, all at once; a crash or a hang of it is the one thing wrong.
 
-    A row ends early where a function leaves tasks behind, which another thread may have when a run breaks down under it.
+    A row ends early where a function answers anything, or leaves tasks behind: another thread may have them when a run breaks
+    down under it.
     """
     children = []
     for row in rows:
@@ -291,7 +292,7 @@ def in_children(rows: Sequence[Sequence[Callable[[], list[str]]]]) -> list[list[
                     done.append(function())
                 except BaseException:
                     done.append([traceback.format_exc()])
-                if any(isinstance(thing, trio.lowlevel.Task) for thing in gc.get_objects()):
+                if done[-1] or any(isinstance(thing, trio.lowlevel.Task) for thing in gc.get_objects()):
                     break
             faulthandler.cancel_dump_traceback_later()
             os.write(said.fileno(), json.dumps(done).encode())
@@ -342,14 +343,12 @@ def tell(cases: Sequence[Case], wrong: Sequence[str]) -> None:
 def sweep(names: Sequence[str], choose: Callable[[Counted], Iterator[Case]]) -> tuple[int, int, dict[str, int]]:
     """Run scenarios under each of the faults that are chosen once their calls are counted; how many, how many ended wrong."""
     counted: Counted = {}
-    while len(counted) < len(names):
-        uncounted = names[len(counted) :]
-        [counts] = in_children([[functools.partial(count, EVERY[name]) for name in uncounted]])
-        for name, (calls, *wrong) in zip(uncounted, counts, strict=False):
-            if wrong or not calls.startswith("{"):
-                tell([(name, ())], wrong or [calls])
-                return 0, 1, {}
-            counted[name] = json.loads(calls)
+    counts = in_children([[functools.partial(count, EVERY[name])] for name in names])
+    for name, [[calls, *wrong]] in zip(names, counts, strict=True):
+        if wrong or not calls.startswith("{"):
+            tell([(name, ())], wrong or [calls])
+            return 0, 1, {}
+        counted[name] = json.loads(calls)
     chosen = list(choose(counted))
     lasting: list[Case] = []
     passing: list[Case] = []

@@ -95,9 +95,7 @@ class Subject:
       books: where memory goes that the call has finished with.
     """
 
-    parted = (
-        False  # whether faults are injected: the kernel may do a part of a transfer of a file, and a cancel come late
-    )
+    parted = False  # whether faults are injected: a transfer of a file may be done in part, a cancel come late
 
     def __init__(self, books: Books) -> None:
         self.books = books
