@@ -271,8 +271,6 @@ HALF_DONE = {"Path.write_bytes", "Path.write_text", "Path.mkdir with parents", "
 # Calls that a fault can make wait before they are tried: there is no memory for provided buffers, or the kernel says EAGAIN where
 # it never does. When such a wait resumes, nothing has been done yet.
 WAIT_FIRST = {"recv", "recvfrom", "recvmsg", "SocketStream.receive_some", "splice of a blocking pipe"}
-
-
 AT_A_TIME = 4  # moments: a fault may hit three calls, and the one after them has to be as ever
 
 
