@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from trio_uring.cancellation import OPERATIONS, Backend, Operation, Subject, _causes
-from trio_uring.cancellation._causes import MOMENTS, Attempts, ByAnotherTask, Cause, Shielded
+from trio_uring.cancellation._causes import MOMENTS, Attempts, ByAnotherTask, Cause, EndOfRun, Shielded
 from trio_uring.cancellation._operations import CANARY
 
 EPOLL = Backend(trio.run, trio.lowlevel.start_guest_run)
@@ -38,8 +38,10 @@ def said_of(name: str, spoil: Callable[[Any], None], cause: Cause) -> str:
 
 
 def leaves(error: BaseException) -> list[BaseException]:
-    """What is at the bottom of groups."""
+    """What is at the bottom of groups, and of what Trio makes of a system task's error."""
     inner = getattr(error, "exceptions", None)
+    if isinstance(error, trio.TrioInternalError) and error.__cause__ is not None:
+        inner = [error.__cause__]
     return [error] if inner is None else [leaf for each in inner for leaf in leaves(each)]
 
 
@@ -100,3 +102,25 @@ def test_a_connect_that_leaves_its_socket_on_its_way() -> None:
         subject.call = stay_open
 
     assert "on its way to connect, and open" in said_of("connect unanswered", lenient, ByAnotherTask())
+
+
+@pytest.mark.parametrize("cause", [ByAnotherTask, EndOfRun])
+def test_an_entry_that_stays_in_flight(cause: Callable[[], Cause], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is noticed before the resource is closed, which would end it; also in a run that is ending."""
+    forgotten: list[object] = []
+    monkeypatch.setattr(_causes, "in_flight", lambda: len(forgotten))
+
+    def forgetful(subject: Any) -> None:
+        call, clear = subject.call, subject.clear
+
+        async def leaves_one() -> Any:
+            forgotten.append(subject)
+            return await call()
+
+        async def ends_it() -> None:
+            forgotten.remove(subject)
+            await clear()
+
+        subject.call, subject.clear = leaves_one, ends_it
+
+    assert "something is still in flight" in said_of("recv", forgetful, cause())

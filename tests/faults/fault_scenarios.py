@@ -313,7 +313,7 @@ class Failing(Attempts):
 
     def _subject(self, books: Books) -> Subject:
         subject = self.make(books)
-        subject.parted = True
+        subject.faulty = True
         clear = subject.clear
 
         async def clear_once() -> None:

@@ -505,8 +505,8 @@ class EndOfRun(Cause):
         attempts.finished()
 
     async def _main(self, attempts: Attempts, make: Callable[[Subject], Attempt]) -> None:
+        await attempts.begin()
         over = trio.Event()
-
         made = trio.Event()
         controller = trio.CancelScope()
 
@@ -518,8 +518,8 @@ class EndOfRun(Cause):
                 try:
                     await self.surround(attempt)
                 finally:
-                    attempts.hooks.attempt = None
                     with trio.CancelScope(shield=True):
+                        await attempts.settle(attempt)
                         await attempts.judge(attempt)
 
         async def control() -> None:
@@ -629,6 +629,7 @@ class Attempts:
 
     Attributes:
       tally: how often each outcome came.
+      not_theirs: entries in flight that are not the attempts'.
     """
 
     def __init__(self, operation: Operation, cause: Cause, moments: Sequence[Moment] = (), races: int = 0) -> None:
@@ -640,6 +641,7 @@ class Attempts:
         self.books = Books()
         self.hooks = Hooks()
         self.tally: dict[str, int] = {}
+        self.not_theirs = 0
         self.helper: Helper | None = Helper() if races and operation.threadsafe and operation.completes else None
         self.helped = False
 
@@ -650,24 +652,21 @@ class Attempts:
 
     async def main(self) -> None:
         """The main task of a run that makes them all."""
-        await trio.testing.wait_all_tasks_blocked()  # Trio's own tasks have begun to wait
-        before = in_flight()
+        await self.begin()
         for make in self.each():
             async with self.operation.set_up(self.books) as subject:
                 attempt = make(subject)
                 self.hooks.attempt = attempt
                 async with self.controlled(attempt):
                     await self.cause.surround(attempt)
-                self.hooks.attempt = None
-                # Before anything is closed: a close would end what was forgotten.
-                for turn in range(1000):
-                    if in_flight() == before:
-                        break
-                    # Most have ended after a checkpoint or two; what is slow gets a loop that sleeps, and time.
-                    await trio.sleep(0.001 if turn > 100 else 0)
-                assert in_flight() == before, f"{attempt}: something is still in flight"
+                await self.settle(attempt)
                 await self.judge(attempt)
         self.finished()
+
+    async def begin(self) -> None:
+        """A run of attempts begins: what is in flight in it now is not theirs."""
+        await trio.testing.wait_all_tasks_blocked()  # Trio's own tasks have begun to wait
+        self.not_theirs = in_flight()
 
     @contextlib.asynccontextmanager
     async def controlled(self, attempt: Attempt) -> AsyncIterator[None]:
@@ -700,8 +699,18 @@ class Attempts:
                     attempt.do(action)
             await trio.lowlevel.checkpoint()
 
+    async def settle(self, attempt: Attempt) -> None:
+        """It is over: nothing of it stays in flight. Before anything is closed: a close would end what was forgotten."""
+        self.hooks.attempt = None
+        for turn in range(1000):
+            if in_flight() == self.not_theirs:
+                break
+            # Most have ended after a checkpoint or two; what is slow gets a loop that sleeps, and time.
+            await trio.sleep(0.001 if turn > 100 else 0)
+        assert in_flight() == self.not_theirs, f"{attempt}: something is still in flight"
+
     async def judge(self, attempt: Attempt) -> None:
-        """It is over: look at everything."""
+        """Look at everything."""
         try:
             if self.helped and self.helper is not None:
                 self.helped = False
