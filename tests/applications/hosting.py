@@ -94,14 +94,14 @@ def children(pid: int) -> list[int]:
     """The child processes."""
     found: list[int] = []
     for task in os.listdir(f"/proc/{pid}/task"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
     return found
 
 
 def is_worker(pid: int) -> bool:
     """Whether it is a process that multiprocessing has spawned to run something of the parent's."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended, perhaps after the opening
         return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
 
