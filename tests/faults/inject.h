@@ -272,30 +272,63 @@ static int tf_register(unsigned fd, unsigned opcode, const void *arg, unsigned c
 /* What names no entry: the kernel's answer, ENOENT, is then its own. */
 #define TF_NOBODY (1ULL << 61)
 
+/* What a message that is to be done by half was before. */
+typedef struct {
+    struct msghdr *header;
+    size_t buffers, size;
+} tf_message;
+
+static struct msghdr *tf_header(const struct io_uring_sqe *sqe)
+{
+    return (struct msghdr *)(uintptr_t)sqe->addr;
+}
+
 /* Whether the kernel might do a part of it: nobody splits a datagram. */
 static int tf_splits(const struct io_uring_sqe *sqe)
 {
     int type = SOCK_STREAM;
     socklen_t size = sizeof type;
 
-    if (sqe->user_data < TF_FIRST_USER_DATA || sqe->len < 2)
+    if (sqe->user_data < TF_FIRST_USER_DATA)
         return 0;
     switch (sqe->opcode) {
     case IORING_OP_READ:
     case IORING_OP_WRITE:
     case IORING_OP_WRITEV: /* half of the buffers */
     case IORING_OP_SPLICE:
-        return 1;
+        return sqe->len >= 2;
     case IORING_OP_SEND:
     case IORING_OP_RECV:
-        return getsockopt(sqe->fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 || type == SOCK_STREAM;
+        if (sqe->len < 2)
+            return 0;
+        break;
+    case IORING_OP_SENDMSG: /* half of the buffers, or of the only one */
+    case IORING_OP_RECVMSG:
+        if (!tf_header(sqe)->msg_iovlen || (tf_header(sqe)->msg_iovlen == 1 && tf_header(sqe)->msg_iov->iov_len < 2))
+            return 0;
+        break;
     default:
         return 0;
     }
+    return getsockopt(sqe->fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 || type == SOCK_STREAM;
 }
 
-static void tf_mislead(struct io_uring *ring, unsigned count)
+/* The kernel has read a message when it has taken the entry: then it is to be as it was, since it may be used again. */
+static tf_message tf_halve_message(struct msghdr *header)
 {
+    tf_message whole = {header, header->msg_iovlen, header->msg_iov->iov_len};
+
+    if (whole.buffers > 1)
+        header->msg_iovlen /= 2;
+    else
+        header->msg_iov->iov_len /= 2;
+    return whole;
+}
+
+/* Answers how many messages are to be made whole again. */
+static unsigned tf_mislead(struct io_uring *ring, unsigned count, tf_message *halved, unsigned most)
+{
+    unsigned messages = 0;
     unsigned head = __atomic_load_n(ring->sq.khead, __ATOMIC_ACQUIRE), mask = *ring->sq.kring_mask;
 
     for (; count--; head++) {
@@ -303,15 +336,22 @@ static void tf_mislead(struct io_uring *ring, unsigned count)
 
         if (sqe->opcode == IORING_OP_ASYNC_CANCEL && !sqe->cancel_flags && !(sqe->addr & TF_NOBODY) && tf_hit(TF_MISS))
             sqe->addr |= TF_NOBODY;
-        if (tf_splits(sqe) && tf_hit(TF_PART))
+        if (messages == most || !tf_splits(sqe) || !tf_hit(TF_PART))
+            continue;
+        if (sqe->opcode == IORING_OP_SENDMSG || sqe->opcode == IORING_OP_RECVMSG)
+            halved[messages++] = tf_halve_message(tf_header(sqe));
+        else
             sqe->len = sqe->len % 1024 ? sqe->len / 2 : sqe->len / 1024 * 512; /* O_DIRECT wants whole sectors */
     }
+    return messages;
 }
 
 static int tf_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, unsigned flags, sigset_t *arg, size_t size)
 {
     int rc = tf_fault(TF_ENTER);
     tf_shadow *s = tf_find(fd, flags & IORING_ENTER_REGISTERED_RING);
+    tf_message halved[64];
+    unsigned messages = 0;
 
     if (rc)
         return rc;
@@ -329,8 +369,12 @@ static int tf_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, uns
     if (s && s->late_len)
         min_complete = 0;
     if (s)
-        tf_mislead(s->ring, to_submit);
+        messages = tf_mislead(s->ring, to_submit, halved, sizeof halved / sizeof *halved);
     rc = io_uring_enter2(fd, to_submit, min_complete, flags, arg, size);
+    while (messages--) {
+        halved[messages].header->msg_iovlen = halved[messages].buffers;
+        halved[messages].header->msg_iov->iov_len = halved[messages].size;
+    }
     if (s)
         tf_pull(s);
     if (s && (flags & IORING_ENTER_GETEVENTS) && tf_hit(TF_STALE))

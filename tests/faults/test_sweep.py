@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fault_scenarios import ALL, SUITE
-from fault_tools import on_faulty
+from fault_tools import on_faulty, program_on_faulty
 
 from trio_uring.cancellation import OPERATIONS
 
@@ -56,3 +56,39 @@ def test_the_cancellation_suite_survives_any_single_fault(first: int, record_pro
     """Each operation, ended by a cause at each moment: who was hit is told, and the next call on that ring is none the worse."""
     last = min(first + TOGETHER, PAIRS)
     assert swept(record_property, "suite", str(SUITE_STRIDE), str(first), str(last)) >= last - first
+
+
+def test_half_of_a_transfer_is_told_and_the_rest_is_where_it_was() -> None:
+    """The fault that no program may notice: the kernel does a part of a stream's sends and receives, messages among them."""
+    program_on_faulty("""
+        import trio, trio_uring
+        from trio_uring._ring import lib
+
+        async def main():
+            ours, theirs = trio.socket.socketpair()
+
+            async def recvmsg():
+                return (await theirs.recvmsg(8))[0]
+
+            async def recvmsg_into():
+                one, other = bytearray(4), bytearray(4)
+                count, *_ = await theirs.recvmsg_into([one, other])
+                return bytes(one + other)[:count]
+
+            with ours, theirs:
+                for send in (
+                    ours.send,
+                    lambda data: ours.sendmsg([data]),
+                    lambda data: ours.sendmsg([data[:4], data[4:]]),
+                ):
+                    lib.tf_arm(lib.TF_PART, 1, 1, 0)
+                    assert await send(b"12345678") == 4
+                    assert await theirs.recv(9) == b"1234"
+                for receive in (lambda: theirs.recv(8), recvmsg, recvmsg, recvmsg_into):
+                    await ours.send(b"12345678")
+                    lib.tf_arm(lib.TF_PART, 1, 1, 0)
+                    assert await receive() == b"1234"
+                    assert await receive() == b"5678"
+
+        trio_uring.run(main, io_backend="uring")
+        """)
