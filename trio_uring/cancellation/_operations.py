@@ -897,9 +897,9 @@ class OpenFifo(OnFile):
         return True
 
     async def clear(self) -> None:
-        await super().clear()
         if self.writer >= 0:
             os.close(self.writer)
+        await super().clear()
 
 
 class Positional(OnFile):
@@ -962,9 +962,9 @@ class Copy(OnFile):
         assert found == self.BEFORE[:8] + self.CONTENT[:count] + self.BEFORE[8 + count :]
 
     async def clear(self) -> None:
-        await super().clear()
         if self.target >= 0:
             os.close(self.target)
+        await super().clear()
 
 
 class SendFile(Send):
