@@ -885,16 +885,13 @@ class OpenFifo(OnFile):
         if self.writer >= 0:
             os.close(self.writer)
             self.writer = -1
-        assert self._read() == (ended.kind == RETURNED), "somebody else has it open, or nobody"
-
-    def _read(self) -> bool:
-        """Whether anybody has it open to read."""
         try:
             os.close(os.open(self.fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError as error:
             assert error.errno == errno.ENXIO  # noqa: PT017
-            return False
-        return True
+            assert ended.kind != RETURNED
+        else:
+            assert ended.kind == RETURNED, "somebody has it open"
 
     async def clear(self) -> None:
         if self.writer >= 0:
