@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ACCEPTANCE ?= ../shared/acceptance
-SOURCES := pyproject.toml $(wildcard ffi/*) $(wildcard trio_uring/*.py trio_uring/cancellation/*.py trio_uring/startup/*) README.md
+SOURCES := pyproject.toml $(wildcard ffi/* trio_uring/*.py trio_uring/*/*.py trio_uring/startup/*) README.md
 DEBIAN := gcc:gcc libc6-dev:/usr/include/stdlib.h pkg-config:pkg-config liburing-dev:/usr/include/liburing.h strace:strace python3-venv:@venv python3-dev:@headers
 
 .PHONY: demo test lint acceptance cancellation versions suites pythons wheel faults fuzz sanitizers valgrind soak kernels bench clean packages

@@ -163,7 +163,7 @@ static int batch_fill(tu_ring *r, unsigned most)
     return hungry;
 }
 
-/* As INTERRUPTED in trio_uring/_operation.py. */
+/* As INTERRUPTED in trio_uring/_loop/operation.py. */
 static int interrupted(int res)
 {
     return res == -ECANCELED || res == -EINTR || res == -512 || res == -513 || res == -514 || res == -516;

@@ -144,7 +144,7 @@ def pack(image: str, tree: str, tests: list[str]) -> None:
 
 def probe() -> dict[str, object]:
     """What the running kernel offers, as the package sees it."""
-    from trio_uring import _ring
+    from trio_uring._ring import ring as _ring
 
     operations = sorted(_ring.supported_operations())
     registers = [number for number in range(64) if _ring.lib.tu_probe_register(number) == 1]
@@ -168,7 +168,7 @@ def probe() -> dict[str, object]:
 
 def compare(here: str, there: str) -> None:
     """Say what another kernel lacks and adds, and whether the probe knew: what it denies the kernel must refuse."""
-    from trio_uring import _doctor
+    from trio_uring._entry import doctor as _doctor
 
     names = {
         "operations": {each.number: each.name for each in _doctor.OPERATIONS},

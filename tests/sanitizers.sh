@@ -21,6 +21,6 @@ echo interceptor_via_lib:libffi >"$PWD/build/variants/suppressed"
 export ASAN_OPTIONS=suppressions=$PWD/build/variants/suppressed:detect_leaks=0:allocator_may_return_null=1:handle_segv=0:log_path=$PWD/$log UBSAN_OPTIONS=print_stacktrace=1:log_path=$PWD/$log
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so)"
 export PYTHONMALLOC=malloc PYTHONPATH=$variant TRIO_URING_SANITIZED=1
-"$bin/python" -c 'import os; os.chdir("/"); from trio_uring import _ring; assert "variants" in _ring.__file__, _ring.__file__'
+"$bin/python" -c 'import os; os.chdir("/"); from trio_uring._ring import ring as _ring; assert "variants" in _ring.__file__, _ring.__file__'
 "$bin/pytest" -q -p no:cacheprovider --deselect tests/manager/test_accounting.py::test_strace_agrees \
   --deselect tests/sockets/test_promises.py::test_idle_connections_hold_no_receive_memory "${tests[@]}"

@@ -16,7 +16,7 @@ import trio.testing
 from conftest import Backend as Backend
 
 import trio_uring
-from trio_uring._manager import UringIOManager
+from trio_uring._loop.manager import UringIOManager
 
 T = TypeVar("T")
 

@@ -24,17 +24,17 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
-from . import _after_trio
+from ._entry import after_trio
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ._armed import dump_on_signal
-    from ._availability import UringUnavailableError
-    from ._batches import read_many, readinto_many
-    from ._manager import UringStatistics
-    from ._observe import OperationSnapshot, RingMonitor, RingRates, RingSnapshot, TaskSnapshot, dump, snapshot
-    from ._options import UringBackend
-    from ._positional import (
+    from ._entry.seams import run, start_guest_run
+    from ._loop.manager import UringStatistics
+    from ._loop.options import UringBackend
+    from ._observe.dump_signal import dump_on_signal
+    from ._observe.observe import OperationSnapshot, RingMonitor, RingRates, RingSnapshot, TaskSnapshot, dump, snapshot
+    from ._positional.batches import read_many, readinto_many
+    from ._positional.positional import (
         StatxResult,
         aligned_buffer,
         fallocate,
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
         write_at,
         writev_at,
     )
-    from ._seams import run, start_guest_run
-    from ._splice import copy_file, sendfile, splice
+    from ._positional.splice import copy_file, sendfile, splice
+    from ._ring.availability import UringUnavailableError
 
 __all__ = [
     "OperationSnapshot",
@@ -82,34 +82,34 @@ __all__ = [
 ]
 
 _HOMES = {
-    "OperationSnapshot": "_observe",
-    "RingMonitor": "_observe",
-    "RingRates": "_observe",
-    "RingSnapshot": "_observe",
-    "StatxResult": "_positional",
-    "TaskSnapshot": "_observe",
-    "UringBackend": "_options",
-    "UringStatistics": "_manager",
-    "UringUnavailableError": "_availability",
-    "aligned_buffer": "_positional",
-    "copy_file": "_splice",
-    "dump": "_observe",
-    "dump_on_signal": "_armed",
-    "fallocate": "_positional",
-    "fdatasync": "_positional",
-    "fsync": "_positional",
-    "read_at": "_positional",
-    "read_many": "_batches",
-    "readinto_at": "_positional",
-    "readinto_many": "_batches",
-    "run": "_seams",
-    "sendfile": "_splice",
-    "snapshot": "_observe",
-    "splice": "_splice",
-    "start_guest_run": "_seams",
-    "statx": "_positional",
-    "write_at": "_positional",
-    "writev_at": "_positional",
+    "OperationSnapshot": "_observe.observe",
+    "RingMonitor": "_observe.observe",
+    "RingRates": "_observe.observe",
+    "RingSnapshot": "_observe.observe",
+    "StatxResult": "_positional.positional",
+    "TaskSnapshot": "_observe.observe",
+    "UringBackend": "_loop.options",
+    "UringStatistics": "_loop.manager",
+    "UringUnavailableError": "_ring.availability",
+    "aligned_buffer": "_positional.positional",
+    "copy_file": "_positional.splice",
+    "dump": "_observe.observe",
+    "dump_on_signal": "_observe.dump_signal",
+    "fallocate": "_positional.positional",
+    "fdatasync": "_positional.positional",
+    "fsync": "_positional.positional",
+    "read_at": "_positional.positional",
+    "read_many": "_positional.batches",
+    "readinto_at": "_positional.positional",
+    "readinto_many": "_positional.batches",
+    "run": "_entry.seams",
+    "sendfile": "_positional.splice",
+    "snapshot": "_observe.observe",
+    "splice": "_positional.splice",
+    "start_guest_run": "_entry.seams",
+    "statx": "_positional.positional",
+    "write_at": "_positional.positional",
+    "writev_at": "_positional.positional",
 }
 
 
@@ -125,9 +125,9 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-_after_trio.arrange()
+after_trio.arrange()
 
 if os.environ.get("TRIO_URING_DUMP"):
-    from . import _armed
+    from ._observe import dump_signal
 
-    _armed.arm_from_environment()
+    dump_signal.arm_from_environment()

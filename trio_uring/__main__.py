@@ -7,17 +7,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from ._entry import run_command
+from ._entry.run_command import USAGE
 from ._version import __version__
-
-USAGE = """\
-usage: python -m trio_uring run [--io-backend uring|auto|epoll] TARGET [ARGUMENTS]
-       python -m trio_uring doctor [--json]
-       python -m trio_uring --version
-
-run      runs an unchanged program with Trio, and AnyIO on Trio, on io_uring. TARGET and what follows is
-         what stands after `python`: a script, -m MODULE, -c CODE, a directory, a zip file, or - (stdin).
-doctor   tells whether io_uring can be used here, and what to change if not
-"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,13 +22,11 @@ def main(argv: Sequence[str]) -> int:
     """
     command, rest = (argv[0], argv[1:]) if argv else ("", argv)
     if command == "run":
-        from . import _run_command
-
-        return _run_command.main(rest)
+        return run_command.main(rest)
     if command == "doctor":
-        from . import _doctor
+        from ._entry import doctor
 
-        return _doctor.main(rest)
+        return doctor.main(rest)
     if command == "--version":
         print(f"trio-uring {__version__}")
         return 0

@@ -40,7 +40,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
-from ._ring import (
+from ._ring.ring import (
     CANCEL_ALL,
     CANCEL_ANY,
     CANCEL_FD,

@@ -28,7 +28,9 @@ import trio.testing
 from hosting import PROGRAMS, SECONDS, WAYS, command_line, hypercorn, until
 
 import trio_uring
-from trio_uring import OperationSnapshot, RingMonitor, RingSnapshot, _armed, _files
+from trio_uring import OperationSnapshot, RingMonitor, RingSnapshot
+from trio_uring._files import binary as _binary
+from trio_uring._observe import dump_signal as _armed
 
 pytest_plugins = ["serving_fixtures"]
 
@@ -156,7 +158,7 @@ def test_every_operation_says_what_it_is(ring: Any, tmp_path: Path) -> None:
         async with file:
             await one("read", of=file.read, on=(10,))
             await one("write", of=file.write, on=(b"x",))
-            if _files._truncates():
+            if _binary._truncates():
                 await one("ftruncate", of=file.truncate, on=(50_000,))
         with (
             open(path, "r+b") as plain,  # noqa: ASYNC230 - for the functions that take one

@@ -15,9 +15,13 @@ import pytest
 import trio
 
 import trio_uring
-from trio_uring import UringBackend, _batches, _messages, _positional, _sockets, testing
-from trio_uring._manager import BUFFER_GROUP, UringIOManager
-from trio_uring._ring import IOSQE_BUFFER_SELECT, OP_RECV, OP_SEND, ffi
+from trio_uring import UringBackend, testing
+from trio_uring._loop.manager import BUFFER_GROUP, UringIOManager
+from trio_uring._positional import batches as _batches
+from trio_uring._positional import positional as _positional
+from trio_uring._ring.ring import IOSQE_BUFFER_SELECT, OP_RECV, OP_SEND, ffi
+from trio_uring._sockets import messages as _messages
+from trio_uring._sockets import sockets as _sockets
 from trio_uring.testing import Pending, SimulatedRing
 
 # A batch of reads, which is one entry to whoever waits for it, with one user_data, one completion and one cancel. That its

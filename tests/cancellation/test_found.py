@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from trio_uring import _ring
-from trio_uring._ring import FIRST_USER_DATA, Ring
+from trio_uring._ring import ring as _ring
+from trio_uring._ring.ring import FIRST_USER_DATA, Ring
 
 
 def test_a_closed_ring_is_not_asked_to_cancel(monkeypatch: pytest.MonkeyPatch) -> None:

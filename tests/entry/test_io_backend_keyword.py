@@ -194,7 +194,7 @@ def test_without_io_uring(run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pyt
     def refuse(self: object, options: UringBackend) -> None:
         raise UringUnavailableError(1, "a test forbids it", "end the test")
 
-    monkeypatch.setattr("trio_uring._manager.UringIOManager.__init__", refuse)
+    monkeypatch.setattr("trio_uring._loop.manager.UringIOManager.__init__", refuse)
     caplog.set_level(logging.DEBUG, "trio_uring")
     with pytest.raises(UringUnavailableError, match=r"a test forbids it.*end the test") as caught:
         run(backend, io_backend="uring")
@@ -244,7 +244,7 @@ def entries(run: Any, **options: Any) -> list[tuple[str, str]]:
 def test_tracebacks_show_trio_and_not_us(io_backend: str | None) -> None:
     expected = entries(inspect.unwrap(trio.run))
     if sys.version_info < (3, 11):
-        expected.insert(1, (trio_uring._seams.__file__, "run"))
+        expected.insert(1, (trio_uring._entry.seams.__file__, "run"))
     assert entries(trio_run, io_backend=io_backend) == expected
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import trio_uring
 from trio_uring import UringBackend
-from trio_uring._options import Choice, resolve
+from trio_uring._loop.options import Choice, resolve
 
 DEFAULT = UringBackend()
 GOOD = "the options are sq_entries=2 to 32768, cq_entries=2 to 65536, speculate=0 or 1, spin=0 to 1000"

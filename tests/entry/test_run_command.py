@@ -159,7 +159,7 @@ def test_a_failing_trio_program_has_the_traceback_of_plain_python(tmp_path: Path
     ours = python(*RUN, "failing.py", cwd=tmp_path)
     lines = ours.stderr.splitlines(keepends=True)
     if sys.version_info < (3, 11):  # where a function cannot leave its own entry out of a traceback
-        (entry,) = [number for number, line in enumerate(lines) if trio_uring._seams.__file__ in line]
+        (entry,) = [number for number, line in enumerate(lines) if trio_uring._entry.seams.__file__ in line]
         del lines[entry : entry + 2]
     assert "".join(lines) == plain.stderr
     assert ours.returncode == plain.returncode == 1

@@ -14,8 +14,8 @@ from interpreter import answer
 from loopback import used
 from trio._core._io_epoll import EpollIOManager
 
-from trio_uring import _seams
-from trio_uring._manager import UringIOManager
+from trio_uring._entry import seams as _seams
+from trio_uring._loop.manager import UringIOManager
 
 trios_run: Any = trio._core._run
 
@@ -75,7 +75,7 @@ MISFITS = {
         r.TheIOManager.get_events = lambda self, timeout, hint=None: own(self, timeout)
         """,
     "layers below that cannot be imported": """
-        sys.modules["trio_uring._manager"] = None
+        sys.modules["trio_uring._loop.manager"] = None
         """,
     "an operation that is called otherwise": """
         own = trio.SocketStream.send_all
@@ -108,7 +108,7 @@ import trio._core._run as r
 from loopback import main
 exec(sys.argv[1])
 import trio_uring
-from trio_uring._seams import mismatches
+from trio_uring._entry.seams import mismatches
 lines = []
 class Keep(logging.Handler):
     def emit(self, record):

@@ -65,8 +65,8 @@ def test_it_does_nothing_unless_the_variable_is_set(variables: dict[str, str]) -
 def test_it_imports_neither_trio_nor_the_ring() -> None:
     modules, finders = answer("-c", LOADED, TRIO_IO_BACKEND="uring")
     assert not [name for name in modules if name == "trio" or name.startswith("trio.")]
-    assert not {"trio_uring._seams", "trio_uring._ring", "trio_uring._ffi"} & set(modules)
-    assert finders == ["trio_uring._after_trio"]
+    assert not {"trio_uring._entry.seams", "trio_uring._ring.ring", "trio_uring._ffi"} & set(modules)
+    assert finders == ["trio_uring._entry.after_trio"]
 
 
 # ------------------------------------------------------------------ unchanged programs
@@ -171,7 +171,7 @@ ORDERS = [
     "import trio.socket",
     "from trio import run",
     "from trio.lowlevel import start_guest_run",
-    "import trio_uring._seams",
+    "import trio_uring._entry.seams",
     "import trio_uring.testing",
     "from trio_uring import run",
     "import trio._core._run, trio_uring",
@@ -336,7 +336,7 @@ BROKEN = """
 import sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name == "trio_uring._options":
+        if name == "trio_uring._loop.options":
             raise ImportError("half of it is missing")
 sys.meta_path.insert(1, Missing())
 """

@@ -40,7 +40,7 @@ def outcome(backend: str) -> dict[str, Any]:
 
 def doctor(*arguments: str) -> dict[str, Any]:
     """Exit code and standard output of the doctor."""
-    from trio_uring import _doctor
+    from trio_uring._entry import doctor as _doctor
 
     with contextlib.redirect_stdout(io.StringIO()) as output:
         code = _doctor.main(arguments)
@@ -94,7 +94,7 @@ def main() -> None:
         sys.modules["trio_uring._ffi"] = None  # type: ignore[assignment]
     # Whatever is imported or opened once is so before the machine gets uncomfortable, and before counting.
     outcome("epoll")
-    from trio_uring import _doctor
+    from trio_uring._entry import doctor as _doctor
 
     del _doctor
     if arguments.wait:

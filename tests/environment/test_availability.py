@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from trio_uring._availability import (
+from trio_uring._ring.availability import (
     CALLS,
     CAP_IPC_LOCK,
     CAP_SYS_ADMIN,
@@ -277,7 +277,7 @@ def test_gather_counts_open_descriptors() -> None:
 def test_gather_reads_limits_and_capabilities() -> None:
     program = (
         "import resource\n"
-        "from trio_uring._availability import gather\n"
+        "from trio_uring._ring.availability import gather\n"
         "resource.setrlimit(resource.RLIMIT_MEMLOCK, (8192, 8192))\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))\n"
         "facts = gather()\n"

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 import trio_uring
-from trio_uring import _doctor, _ring, _seams
-from trio_uring._availability import Facts
+from trio_uring._entry import doctor as _doctor
+from trio_uring._entry import seams as _seams
+from trio_uring._ring import ring as _ring
+from trio_uring._ring.availability import Facts
 
 KERNEL = Facts(release=os.uname().release).kernel()
 

@@ -20,7 +20,7 @@ from typing import Any
 import attrs
 import pytest
 
-from trio_uring._availability import diagnose, gather
+from trio_uring._ring.availability import diagnose, gather
 
 from .conftest import DISABLED, GROUP, Sysctls, may_set_sysctls
 

@@ -23,7 +23,7 @@ import trio.testing
 
 import trio_uring
 from trio_uring import UringBackend
-from trio_uring._ring import FIRST_USER_DATA, OP_NOP, OP_READ, STRAY_DATA, Ring, ffi
+from trio_uring._ring.ring import FIRST_USER_DATA, OP_NOP, OP_READ, STRAY_DATA, Ring, ffi
 from trio_uring.cancellation import CAUSES, MOMENTS, OPERATIONS, Backend, Cause, Operation, Subject
 from trio_uring.cancellation._causes import Attempt, Attempts
 from trio_uring.cancellation._operations import EITHER, Books

@@ -43,7 +43,7 @@ import fault_scenarios
 import trio
 
 import trio_uring
-from trio_uring import _ring
+from trio_uring._ring import ring as _ring
 
 lib: Any = _ring.lib
 

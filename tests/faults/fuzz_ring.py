@@ -39,8 +39,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from trio_uring import _ring
-from trio_uring._ring import (
+from trio_uring._ring import ring as _ring
+from trio_uring._ring.ring import (
     CANCEL_ALL,
     CANCEL_FD,
     CQE_F_BUFFER,

@@ -290,7 +290,7 @@ def main() -> None:
         wrong.append(f"memory grew by {grown} bytes from the first phase to the end of the second")
     if descriptors() != before:
         wrong.append(f"{descriptors()} descriptors, {before} at the start")
-    from trio_uring import _ring
+    from trio_uring._ring import ring as _ring
 
     if _ring._leaked:
         wrong.append("a ring leaked its memory")

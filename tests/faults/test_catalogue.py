@@ -19,8 +19,8 @@ import pytest
 from fault_tools import program_on_faulty
 
 from trio_uring import UringBackend
-from trio_uring._manager import UringIOManager
-from trio_uring._ring import CQE_F_MORE, CQE_F_NOTIF, FIRST_USER_DATA, OP_NOP, Ring, ffi
+from trio_uring._loop.manager import UringIOManager
+from trio_uring._ring.ring import CQE_F_MORE, CQE_F_NOTIF, FIRST_USER_DATA, OP_NOP, Ring, ffi
 from trio_uring.testing import SimulatedRing
 
 ROOT = Path(__file__).parent.parent.parent
@@ -30,8 +30,8 @@ OP_SEND_ZC = 47  # kernel 6.0
 # What the programs below begin with.
 RING = """
 import errno, gc, os, resource, socket, sys, threading, time, warnings
-from trio_uring._ring import FIRST_USER_DATA, OP_NOP, OP_READ, OP_ACCEPT, Ring, ffi, lib
-from trio_uring import _ring
+from trio_uring._ring.ring import FIRST_USER_DATA, OP_NOP, OP_READ, OP_ACCEPT, Ring, ffi, lib
+from trio_uring._ring import ring as _ring
 
 def descriptors():
     return sorted(os.listdir("/proc/self/fd"))
@@ -348,7 +348,7 @@ MISSED = """
             reader, writer = os.pipe()
             ours, theirs = trio.socket.socketpair()
             with open(reader, "rb", 0), open(writer, "wb", 0), ours, theirs, trio.fail_after(30):
-                from trio_uring import _batches
+                from trio_uring._positional import batches as _batches
                 _batches.kind = lambda fd: 0
                 calls = [
                     lambda: ours.recv(1), lambda: trio.lowlevel.wait_readable(ours),

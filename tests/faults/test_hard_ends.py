@@ -21,7 +21,7 @@ PATIENCE = 200
 BUSY = """
 import gc, os, queue, signal, socket, sys, threading, time, warnings
 import trio, trio.testing, trio_uring
-from trio_uring._ring import FIRST_USER_DATA, OP_READ, Ring, ffi
+from trio_uring._ring.ring import FIRST_USER_DATA, OP_READ, Ring, ffi
 
 pairs = [socket.socketpair() for _ in range(6)]
 pipe = os.pipe()
@@ -139,7 +139,7 @@ def test_an_exception_out_of_the_loop(error: str) -> None:
     done = program(f"""
         warnings.simplefilter("ignore")
         sys.unraisablehook = lambda args: None
-        from trio_uring._manager import UringIOManager
+        from trio_uring._loop.manager import UringIOManager
         original = UringIOManager.process_events
         armed = []
 
@@ -168,7 +168,7 @@ def test_an_exception_out_of_the_loop(error: str) -> None:
             assert type(told) is {error}, repr(error)
         gc.collect()
         assert not [fd for fd in range(3, 100) if "uring" in name_of(fd)]
-        from trio_uring import _ring
+        from trio_uring._ring import ring as _ring
         assert not _ring._leaked
         print(trio_uring.run(trio.sleep, 0, io_backend="uring"))
         """)

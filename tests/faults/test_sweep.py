@@ -62,7 +62,7 @@ def test_half_of_a_transfer_is_told_and_the_rest_is_where_it_was() -> None:
     """The fault that no program may notice: the kernel does a part of a stream's sends and receives, messages among them."""
     program_on_faulty("""
         import trio, trio_uring
-        from trio_uring._ring import lib
+        from trio_uring._ring.ring import lib
 
         async def main():
             ours, theirs = trio.socket.socketpair()

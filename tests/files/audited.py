@@ -16,7 +16,7 @@ import trio
 import trio._file_io
 import trio._path
 
-from trio_uring import _ring
+from trio_uring._ring import ring as _ring
 
 FILE_OPERATIONS = frozenset(
     number

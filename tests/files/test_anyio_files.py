@@ -30,7 +30,7 @@ from anyio.streams.file import FileReadStream, FileStreamAttribute, FileWriteStr
 from pipe_tools import Backend, outcome_of, run, statistics
 
 import trio_uring
-from trio_uring import _seams
+from trio_uring._entry import seams as _seams
 
 pytestmark = pytest.mark.usefixtures("descriptors_flat")
 

@@ -23,8 +23,8 @@ import trio
 import trio.testing
 
 import trio_uring
-from trio_uring import _files
-from trio_uring._sockets import ring_manager
+from trio_uring._files import engine as _files
+from trio_uring._loop.calls import ring_manager
 
 run: Any = trio.run
 
@@ -106,7 +106,7 @@ def test_no_permission(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch(0)
     program = (
-        "import os, sys, trio, trio_uring, trio_uring._files\n"
+        "import os, sys, trio, trio_uring, trio_uring._files.engine\n"
         "if os.geteuid() == 0:\n"
         "    os.setuid(65534)\n"
         "async def main():\n"

@@ -34,9 +34,10 @@ from hypothesis import strategies as st
 from path_tools import CALLS, NAMES, Call, Twins, build, endless, failure, inside, names_for, oracle, outcome, tree
 
 import trio_uring
-from trio_uring import _files, _paths
-from trio_uring._manager import UringIOManager
-from trio_uring._seams import PATH_METHODS
+from trio_uring._entry.seams import PATH_METHODS
+from trio_uring._files import engine as _files
+from trio_uring._files import paths as _paths
+from trio_uring._loop.manager import UringIOManager
 
 trio.run(trio.lowlevel.checkpoint)  # hypothesis looks for the holder of Trio's random numbers
 

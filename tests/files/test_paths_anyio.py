@@ -19,7 +19,7 @@ import trio
 from path_tools import CALLS, Call, Twins, failure, inside, names_for, outcome, tree
 
 import trio_uring
-from trio_uring._seams import PATH_METHODS
+from trio_uring._entry.seams import PATH_METHODS
 
 
 def run(main: Callable[..., Any], *args: Any, io_backend: str = "uring") -> Any:

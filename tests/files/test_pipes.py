@@ -39,9 +39,9 @@ from pipe_tools import (
 from trio.lowlevel import FdStream
 
 from trio_uring import UringBackend
-from trio_uring._manager import UringIOManager
-from trio_uring._operation import Operation
-from trio_uring._ring import OP_NOP, OP_POLL_ADD, OP_READ, OP_WRITE
+from trio_uring._loop.manager import UringIOManager
+from trio_uring._loop.operation import Operation
+from trio_uring._ring.ring import OP_NOP, OP_POLL_ADD, OP_READ, OP_WRITE
 
 pytestmark = pytest.mark.usefixtures("descriptors_flat")
 

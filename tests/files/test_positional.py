@@ -32,11 +32,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trio_uring
-from trio_uring import _positional
-from trio_uring._manager import UringIOManager
-from trio_uring._operation import GLOBAL_RUN_CONTEXT
-from trio_uring._ring import ffi
-from trio_uring._sockets import address_of
+from trio_uring._loop.calls import address_of
+from trio_uring._loop.manager import UringIOManager
+from trio_uring._loop.operation import GLOBAL_RUN_CONTEXT
+from trio_uring._positional import positional as _positional
+from trio_uring._ring.ring import ffi
 
 T = TypeVar("T")
 SMALLEST = trio_uring.UringBackend(sq_entries=2, cq_entries=4)
@@ -566,7 +566,7 @@ def test_others_run_meanwhile(ring: Backend, fd: int) -> None:
 
 
 def test_large_reads_go_in_bounded_pieces(ring: Backend, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trio_uring import _batches
+    from trio_uring._positional import batches as _batches
 
     largest: list[int] = []
     through = _batches._read_batch
@@ -639,7 +639,7 @@ def test_cancelled_reads_have_no_effect(ring: Backend, pipe: tuple[int, int]) ->
 
 @pytest.fixture
 def batches_of_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trio_uring import _batches
+    from trio_uring._positional import batches as _batches
 
     monkeypatch.setattr(_batches, "kind", lambda fd: 0)
 
@@ -897,7 +897,7 @@ def test_memory_of_a_task_that_was_torn_down_stays_until_the_completion(ring: Ba
 @pytest.fixture
 def as_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treat every file as one with O_DIRECT: batches go by way of aligned pieces."""
-    from trio_uring import _batches
+    from trio_uring._positional import batches as _batches
 
     monkeypatch.setattr(_batches, "kind", lambda fd: 1)
     monkeypatch.setattr(_batches, "alignment_of", lambda fd: (1, 1))
@@ -1019,7 +1019,7 @@ def test_the_end_of_a_batch_of_a_device(ring: Backend, fd: int, pipe: tuple[int,
 def test_f37_misaligned_direct_io_says_what_and_by_how_much(
     backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trio_uring import _batches
+    from trio_uring._positional import batches as _batches
 
     for module in (_positional, _batches):
         monkeypatch.setattr(module, "alignment_of", lambda fd: (512, 4096))

@@ -22,8 +22,8 @@ import trio.testing
 from pipe_tools import Backend, Caller, blocked, manager, outcome_of, run, statistics
 from trio.lowlevel import open_process
 
-from trio_uring._operation import Poll
-from trio_uring._ring import OP_READ, OP_WRITE
+from trio_uring._loop.operation import Poll
+from trio_uring._ring.ring import OP_READ, OP_WRITE
 
 pytestmark = pytest.mark.usefixtures("descriptors_flat")
 

@@ -20,8 +20,8 @@ import trio
 from tools import Backend, blocked, run
 
 import trio_uring
-from trio_uring._manager import UringIOManager
-from trio_uring._operation import GLOBAL_RUN_CONTEXT
+from trio_uring._loop.manager import UringIOManager
+from trio_uring._loop.operation import GLOBAL_RUN_CONTEXT
 
 CONTENT = random.Random(9).randbytes(3_000_001)
 

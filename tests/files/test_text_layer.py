@@ -1,4 +1,4 @@
-"""`trio_uring._text` over a binary file that never suspends: against the builtin, and where its calls are interrupted."""
+"""`trio_uring._files.text` over a binary file that never suspends: against the builtin, and where its calls are interrupted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from text_tools import (
     programs,
 )
 
-from trio_uring._text import Cookie, TextFile
+from trio_uring._files.text import Cookie, TextFile
 
 
 @pytest.fixture(scope="module")

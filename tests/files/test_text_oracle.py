@@ -23,7 +23,8 @@ from conftest import RINGS, Backend
 from hypothesis import given
 from text_tools import CODECS, HUNT, NEWLINES, Program, compare, open_builtin, outcome_of, programs
 
-from trio_uring import _files, _text
+from trio_uring._files import engine as _files
+from trio_uring._files import text as _text
 
 run: Any = trio.run
 open_file: Any = trio.open_file  # whose annotations have no modes that are not constants

@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from trio_uring._text import TextFile
+from trio_uring._files.text import TextFile
 
 T = TypeVar("T")
 Call = Callable[..., Awaitable[Any]]
@@ -73,7 +73,7 @@ def finish(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 class Buffer:
-    """`trio_uring._text.Buffer` over a binary file of the standard library; `before` is called with each method's name."""
+    """`trio_uring._files.text.Buffer` over a binary file of the standard library; `before` is called with each method's name."""
 
     def __init__(self, file: Any, before: Callable[[str], None] = lambda name: None) -> None:
         self.file = file

@@ -32,7 +32,7 @@ from tools import manager as manager
 from tools import run as run
 
 import trio_uring
-from trio_uring._ring import OP_READ, ffi
+from trio_uring._ring.ring import OP_READ, ffi
 
 T = TypeVar("T")
 # Seconds after which something is taken to hang. Not a measure of speed: nothing here waits for it to expire.

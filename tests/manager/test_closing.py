@@ -27,7 +27,7 @@ from manager_tools import (
     uncleared,
 )
 
-from trio_uring._ring import OP_READ
+from trio_uring._ring.ring import OP_READ
 
 pytestmark = pytest.mark.usefixtures("descriptors_flat")
 

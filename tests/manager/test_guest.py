@@ -41,7 +41,7 @@ from manager_tools import (
 )
 
 import trio_uring
-from trio_uring._manager import UringIOManager
+from trio_uring._loop.manager import UringIOManager
 
 pytestmark = pytest.mark.usefixtures("descriptors_flat")
 

@@ -14,8 +14,8 @@ import pytest
 import trio
 from manager_tools import Backend, Waiter, blocked, crash, in_child, manager, pipe, read, run, uncleared
 
-from trio_uring._manager import UringIOManager
-from trio_uring._ring import Ring
+from trio_uring._loop.manager import UringIOManager
+from trio_uring._ring.ring import Ring
 
 pytestmark = pytest.mark.usefixtures("descriptors_flat")
 
@@ -27,8 +27,8 @@ from trio.lowlevel import enable_ki_protection
 backend = eval(sys.argv[1])
 ON_RING = backend != "epoll"
 if ON_RING:
-    from trio_uring import _ring
-    from trio_uring._ring import OP_READ, ffi
+    from trio_uring._ring import ring as _ring
+    from trio_uring._ring.ring import OP_READ, ffi
 chance = random.Random(1)
 
 

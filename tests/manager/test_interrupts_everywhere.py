@@ -19,8 +19,8 @@ import trio
 from manager_tools import Backend, blocked, empty, manager, read, run, socket_pair, uncleared
 
 import trio_uring
-from trio_uring._operation import Poll
-from trio_uring._ring import ffi
+from trio_uring._loop.operation import Poll
+from trio_uring._ring.ring import ffi
 
 PACKAGE = os.path.dirname(trio_uring.__file__) + os.sep
 NEVER = 0

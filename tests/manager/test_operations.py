@@ -35,9 +35,9 @@ from manager_tools import (
 )
 
 from trio_uring import UringBackend
-from trio_uring._manager import UringIOManager
-from trio_uring._operation import Operation
-from trio_uring._ring import CQE_F_MORE, OP_POLL_ADD, OP_READ, OP_WRITE, ffi
+from trio_uring._loop.manager import UringIOManager
+from trio_uring._loop.operation import Operation
+from trio_uring._ring.ring import CQE_F_MORE, OP_POLL_ADD, OP_READ, OP_WRITE, ffi
 from trio_uring.testing import SimulatedRing
 
 pytestmark = pytest.mark.usefixtures("descriptors_flat")

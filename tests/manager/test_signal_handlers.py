@@ -22,8 +22,11 @@ import trio
 from manager_tools import Backend, blocked, manager, run, socket_pair
 
 import trio_uring
-from trio_uring import _batches, _messages, _positional, _sockets
-from trio_uring._ring import Ring
+from trio_uring._positional import batches as _batches
+from trio_uring._positional import positional as _positional
+from trio_uring._ring.ring import Ring
+from trio_uring._sockets import messages as _messages
+from trio_uring._sockets import sockets as _sockets
 
 # Everything that queues an entry.
 QUEUEING = [

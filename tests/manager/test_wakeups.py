@@ -18,7 +18,7 @@ import trio.testing
 from manager_tools import PATIENCE, Backend, Waiter, blocked, fill, manager, pipe, run, socket_pair
 
 from trio_uring import UringBackend
-from trio_uring._manager import UringIOManager
+from trio_uring._loop.manager import UringIOManager
 
 pytestmark = pytest.mark.usefixtures("descriptors_flat")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from trio_uring._ring import Ring
+from trio_uring._ring.ring import Ring
 from trio_uring.testing import SimulatedRing
 
 from .support import KINDS, SIZES, make_ring, open_descriptors

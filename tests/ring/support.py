@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from trio_uring._ring import FIRST_USER_DATA, Ring, ffi
+from trio_uring._ring.ring import FIRST_USER_DATA, Ring, ffi
 from trio_uring.testing import SimulatedRing
 
 # How long a test waits for what must happen. Only a failing test ever waits that long.

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from trio_uring._ring import FIRST_USER_DATA, OP_NOP, OP_READ, Ring, ffi, lib
+from trio_uring._ring.ring import FIRST_USER_DATA, OP_NOP, OP_READ, Ring, ffi, lib
 
 from .support import PATIENCE, SIZES, InThread, memory, reap
 

@@ -21,8 +21,8 @@ from collections.abc import Callable
 
 import pytest
 
-from trio_uring import _ring
-from trio_uring._ring import (
+from trio_uring._ring import ring as _ring
+from trio_uring._ring.ring import (
     CANCEL_ALL,
     CANCEL_FD,
     CQE_BUFFER_SHIFT,

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trio_uring._ring import (
+from trio_uring._ring.ring import (
     CQE_F_BUFFER,
     CQE_F_MORE,
     FIRST_USER_DATA,

@@ -18,7 +18,7 @@ OF_THE_INTERPRETER = {"brk", "mmap", "munmap", "mremap", "madvise", "mprotect", 
 
 PREPARE = """
 import os
-from trio_uring._ring import OP_NOP, Ring, ffi
+from trio_uring._ring.ring import OP_NOP, Ring, ffi
 
 ring = Ring({sizes})
 reader, writer = os.pipe()
@@ -110,7 +110,7 @@ def test_the_ring_descriptor_stays_registered(tmp_path: Path) -> None:
     """A thread has sixteen places for registered rings: each ring gives its own back when it is closed."""
     trace = tmp_path / "trace"
     script = (
-        "from trio_uring._ring import OP_NOP, Ring\n"
+        "from trio_uring._ring.ring import OP_NOP, Ring\n"
         "for _ in range(40):\n"
         "    ring = Ring(2, 4)\n"
         "    ring.queue(OP_NOP, 16)\n"

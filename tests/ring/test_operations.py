@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from trio_uring._ring import (
+from trio_uring._ring.ring import (
     FIRST_USER_DATA,
     OP_CLOSE,
     OP_CONNECT,

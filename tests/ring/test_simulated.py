@@ -16,7 +16,7 @@ import weakref
 
 import pytest
 
-from trio_uring._ring import (
+from trio_uring._ring.ring import (
     CQE_F_MORE,
     FIRST_USER_DATA,
     IOSQE_BUFFER_SELECT,

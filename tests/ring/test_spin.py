@@ -6,7 +6,7 @@ import os
 import threading
 import time
 
-from trio_uring._ring import FIRST_USER_DATA, OP_NOP, OP_TIMEOUT, Ring, ffi
+from trio_uring._ring.ring import FIRST_USER_DATA, OP_NOP, OP_TIMEOUT, Ring, ffi
 
 MANY_CPUS = os.sysconf("SC_NPROCESSORS_ONLN") > 1
 SECOND = 1_000_000_000

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from trio_uring._ring import FIRST_USER_DATA, OP_NOP, OP_READ, Ring
+from trio_uring._ring.ring import FIRST_USER_DATA, OP_NOP, OP_READ, Ring
 from trio_uring.testing import SimulatedRing
 
 from .conftest import MakeRing

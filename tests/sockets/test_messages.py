@@ -23,10 +23,11 @@ from conftest import RINGS, descriptors
 from socket_tools import Backend, Waiter, blocked, fill, manager, run, tcp_pair
 from trio.socket import SocketType
 
-from trio_uring import UringBackend, _messages
-from trio_uring._manager import UringIOManager
-from trio_uring._ring import OP_RECVMSG, OP_SENDMSG, ffi
-from trio_uring._sockets import address_of
+from trio_uring import UringBackend
+from trio_uring._loop.calls import address_of
+from trio_uring._loop.manager import UringIOManager
+from trio_uring._ring.ring import OP_RECVMSG, OP_SENDMSG, ffi
+from trio_uring._sockets import messages as _messages
 
 RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
 ONE_FD = socket.CMSG_SPACE(4)

@@ -47,7 +47,7 @@ from socket_tools import (
     unix_pair,
 )
 
-from trio_uring import _manager
+from trio_uring._loop import manager as _manager
 
 pytestmark = pytest.mark.usefixtures("descriptors_flat")
 

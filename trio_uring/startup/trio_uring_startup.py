@@ -11,6 +11,6 @@ import os
 
 
 def install() -> None:
-    """Does nothing unless TRIO_IO_BACKEND is set; imports no Trio (see trio_uring/_after_trio.py)."""
+    """Does nothing unless TRIO_IO_BACKEND is set; imports no Trio (see trio_uring/_entry/after_trio.py)."""
     if os.environ.get("TRIO_IO_BACKEND"):
         import trio_uring  # noqa: F401

@@ -16,13 +16,13 @@ from typing import Final
 
 VARIABLE: Final = "TRIO_URING_DUMP"
 
-_log = logging.getLogger(__package__)
+_log = logging.getLogger("trio_uring")
 _armed: dict[int, str | None] = {}
 _handlers: dict[int, object] = {}
 
 
 def is_armed() -> bool:
-    """Whether a signal makes a dump, so that runs are worth watching (`_observe.RingMonitor`)."""
+    """Whether a signal makes a dump, so that runs are worth watching (`observe.RingMonitor`)."""
     return any(signal.getsignal(number) is handler for number, handler in _handlers.items())
 
 
@@ -74,10 +74,10 @@ def dump_on_signal(number: int = signal.SIGUSR1, path: str | os.PathLike[str] | 
 
 def _write(path: str | None) -> None:
     """Write a dump, by write(2): whatever the signal interrupted may be half-way through a write to sys.stderr."""
-    if f"{__package__}._manager" in sys.modules:
-        from . import _observe
+    if "trio_uring._loop.manager" in sys.modules:
+        from . import observe
 
-        text = _observe.text()
+        text = observe.text()
     else:
         text = f"trio-uring dump: process {os.getpid()} has had no run on the ring\n"
     data = text.encode(errors="backslashreplace")

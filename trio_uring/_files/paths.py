@@ -2,7 +2,7 @@
 
 Knows what each method of pathlib means, in every version of Python that is supported, and which entries say it; knows nothing of
 how the methods come to be in Trio's and AnyIO's classes (the seams put them there) nor of when an operation is over
-(`_operation`). AnyIO is never imported here.
+(`operation`). AnyIO is never imported here.
 
 Each method is first a function of this module, on the manager and the text of a path. It answers NotImplemented for whatever
 it does not serve exactly, and then the original does it all, in a thread, as it does today: arguments of types out
@@ -46,11 +46,11 @@ from typing import Any, Final
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
-from ._anyio_files import manager_on_trio
-from ._files import ASIDE, AT_FDCWD, CURRENT, IOSQE_ASYNC, open_fd
-from ._manager import UringIOManager
-from ._operation import Operation
-from ._ring import (
+from .._loop.calls import ASIDE, AT_FDCWD, CURRENT, MOST, AsyncMethod, Lent, replaces, ring_manager, uncleared
+from .._loop.manager import UringIOManager
+from .._loop.operation import Operation
+from .._ring.ring import (
+    IOSQE_ASYNC,
     OP_CLOSE,
     OP_LINKAT,
     OP_MKDIRAT,
@@ -63,7 +63,8 @@ from ._ring import (
     ffi,
     lib,
 )
-from ._sockets import MOST, AsyncMethod, Lent, replaces, ring_manager, uncleared
+from .anyio_files import manager_on_trio
+from .engine import open_fd
 
 # include/uapi/linux/fcntl.h and stat.h.
 NEW_AT_FDCWD: Final = AT_FDCWD & 0xFFFFFFFF  # the second directory stands in a field without a sign

@@ -28,9 +28,11 @@ from typing import Any, Final, NamedTuple
 
 import trio
 
-from ._manager import UringIOManager
-from ._operation import Operation, os_error
-from ._positional import (
+from .._loop.calls import MOST, address_of, ring_manager, uncleared
+from .._loop.manager import UringIOManager
+from .._loop.operation import Operation, os_error
+from .._ring.ring import ffi, lib, tu_pairs
+from .positional import (
     PAGE,
     File,
     _pread,
@@ -43,8 +45,6 @@ from ._positional import (
     span,
     whole_number,
 )
-from ._ring import ffi, lib, tu_pairs
-from ._sockets import MOST, address_of, ring_manager, uncleared
 
 # Reads in one batch of the shim: preparing them takes some 0.3 ms, in which no other task runs.
 _CHUNK: Final = 1024

@@ -1,7 +1,7 @@
 """Layer 3, sockets: the methods of trio.socket and of SocketStream as direct ring operations.
 
 Knows what each call means to a user of Trio and which entry says it; knows nothing of how the methods come to be in
-Trio's classes (the seams put them there) nor of when an operation is over (`_operation`).
+Trio's classes (the seams put them there) nor of when an operation is over (`operation`).
 
 Each function here takes Trio's own method and answers the one that replaces it. The replacement serves what it can serve
 exactly, in a run that is on the ring. Everything else goes to Trio's own method, which works on the ring as well, through
@@ -27,47 +27,21 @@ import functools
 import os
 import socket as stdlib_socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
 import trio
 from trio._highlevel_socket import _translate_socket_errors_to_stream_errors
 from trio._socket import _SocketType, _try_sync
 
-from . import _sockaddr
-from ._manager import BUFFER_SIZE, UringIOManager
-from ._operation import GLOBAL_RUN_CONTEXT, INTERRUPTED, NewDescriptor, Operation, SocketTransfer
-from ._ring import OP_ACCEPT, OP_CONNECT, OP_RECV, ffi, lib, tu_recv, tu_send
+from .._loop.calls import MOST, AsyncMethod, address_of, replaces, ring_manager, uncleared
+from .._loop.manager import BUFFER_SIZE
+from .._loop.operation import GLOBAL_RUN_CONTEXT, INTERRUPTED, Manager, NewDescriptor, Operation, SocketTransfer
+from .._ring.ring import OP_ACCEPT, OP_CONNECT, OP_RECV, ffi, lib, tu_recv, tu_send
+from . import sockaddr
 
-# SQE lengths have 32 bits; the kernel caps a transfer there anyway (MAX_RW_COUNT).
-MOST: Final = 0x7FFFF000
 MSG_WAITALL: Final = int(stdlib_socket.MSG_WAITALL)
 tu_nudge = lib.tu_nudge
-
-# Memory for a receive: not cleared first, since only what the kernel wrote is read.
-uncleared = ffi.new_allocator(should_clear_after_alloc=False)
-
-AsyncMethod = Callable[..., Awaitable[Any]]
-
-
-def ring_manager() -> UringIOManager | None:
-    """The manager of the run that the caller is in, if it is on the ring."""
-    try:
-        manager = GLOBAL_RUN_CONTEXT.runner.io_manager
-    except AttributeError:
-        return None
-    return manager if manager.__class__ is UringIOManager else None
-
-
-def replaces(original: AsyncMethod) -> Callable[[AsyncMethod], AsyncMethod]:
-    """The replacement looks like the original and is protected from KeyboardInterrupt (invariant 10)."""
-
-    def finish(replacement: AsyncMethod) -> AsyncMethod:
-        replacement = functools.update_wrapper(replacement, original)
-        return trio.lowlevel.enable_ki_protection(replacement)  # type: ignore[type-var]
-
-    return finish
-
 
 # ------------------------------------------------------------------ operations
 
@@ -158,7 +132,7 @@ async def _received_nothing(receive: SocketTransfer, sock: stdlib_socket.socket,
     return await _receive_unpooled(receive.manager, sock, most)
 
 
-async def _receive_unpooled(manager: UringIOManager, sock: stdlib_socket.socket, most: int) -> bytes:
+async def _receive_unpooled(manager: Manager, sock: stdlib_socket.socket, most: int) -> bytes:
     """Receive into a buffer of the operation's own: larger than a provided one, or none was free."""
     memory = uncleared("char[]", most)
     received = await Operation(manager, sock.fileno(), memory, manager.readers).perform(OP_RECV, memory, most)
@@ -301,27 +275,6 @@ def _writable(buffer: Any) -> Any:
     return memory if len(memory) else None
 
 
-class Lent:
-    """`with Lent(ffi.from_buffer(data)) as memory`: memory of the caller's for the time of a call.
-
-    It is let go when the call is over. The frames of a traceback would keep it pinned; and where the garbage collector finds
-    them together with a memoryview that was passed, CPython 3.11 crashes. A coroutine that is closed while it sleeps leaves
-    the memory to the kernel, that is to its operation.
-    """
-
-    __slots__ = ("memory",)
-
-    def __init__(self, memory: Any) -> None:
-        self.memory = memory
-
-    def __enter__(self) -> Any:
-        return self.memory
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not GeneratorExit:
-            ffi.release(self.memory)
-
-
 def send(original: AsyncMethod) -> AsyncMethod:
     """_SocketType.send."""
 
@@ -368,8 +321,8 @@ def accept(original: AsyncMethod) -> AsyncMethod:
         sock = self._sock
         if manager is None or not _plain(sock) or sock.fileno() in manager.readers:
             return await original(self)  # type: ignore[no-any-return]
-        where = ffi.new("char[]", _sockaddr.SIZE)
-        length = ffi.new("unsigned *", _sockaddr.SIZE)
+        where = ffi.new("char[]", sockaddr.SIZE)
+        length = ffi.new("unsigned *", sockaddr.SIZE)
         operation = Accept(manager, sock.fileno(), (where, length), manager.readers)
         fd = await operation.perform(
             OP_ACCEPT, where, 0, offset=address_of(length), op_flags=stdlib_socket.SOCK_CLOEXEC
@@ -379,7 +332,7 @@ def accept(original: AsyncMethod) -> AsyncMethod:
         except BaseException:
             os.close(fd)
             raise
-        address = _sockaddr.decode(ffi.unpack(where, min(length[0], _sockaddr.SIZE)))
+        address = sockaddr.decode(ffi.unpack(where, min(length[0], sockaddr.SIZE)))
         return trio.socket.from_stdlib_socket(accepted), address  # type: ignore[return-value]
 
     return accept
@@ -409,7 +362,7 @@ def connect(original: AsyncMethod) -> AsyncMethod:
         operation: Connect | None = None
         try:
             address = await self._resolve_address_nocp(address, local=False)
-            encoded = _sockaddr.encode(sock.family, address)
+            encoded = sockaddr.encode(sock.family, address)
             if encoded is None or sock.fileno() < 0 or sock.fileno() in manager.writers:
                 return await original(self, address)  # type: ignore[no-any-return]
             sys.audit("socket.connect", sock, address)
@@ -446,11 +399,6 @@ FAMILIES: Final = frozenset((stdlib_socket.AF_INET, stdlib_socket.AF_INET6, stdl
 def _plain(sock: stdlib_socket.socket) -> bool:
     """Open, of a family whose addresses have a codec, and with no methods of its own."""
     return type(sock) is stdlib_socket.socket and sock.fileno() >= 0 and sock.family in FAMILIES
-
-
-def address_of(pointer: Any) -> int:
-    """Where the memory of a cffi pointer or array is."""
-    return int(ffi.cast("uintptr_t", pointer))
 
 
 # ------------------------------------------------------------------ SocketStream

@@ -50,13 +50,13 @@ def _import_seams() -> None:
     could refuse the run later, and it must not quietly use epoll.
     """
     try:
-        importlib.import_module(f"{__package__}._seams")
+        importlib.import_module(f"{__package__}.seams")
     except Exception as error:
         if os.environ.get("TRIO_IO_BACKEND") not in ("auto", "epoll"):
             raise RuntimeError(f"trio_uring is installed and cannot be imported: {error}") from error
         import logging
 
-        logging.getLogger(__package__).warning("Trio stays on epoll: trio_uring cannot be imported: %s", error)
+        logging.getLogger("trio_uring").warning("Trio stays on epoll: trio_uring cannot be imported: %s", error)
 
 
 class _Finder:

@@ -17,7 +17,15 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
-from .__main__ import USAGE
+USAGE = """\
+usage: python -m trio_uring run [--io-backend uring|auto|epoll] TARGET [ARGUMENTS]
+       python -m trio_uring doctor [--json]
+       python -m trio_uring --version
+
+run      runs an unchanged program with Trio, and AnyIO on Trio, on io_uring. TARGET and what follows is
+         what stands after `python`: a script, -m MODULE, -c CODE, a directory, a zip file, or - (stdin).
+doctor   tells whether io_uring can be used here, and what to change if not
+"""
 
 _BACKENDS: Final = ("uring", "auto", "epoll")
 _NO_HOOK: Final = """\

@@ -27,10 +27,12 @@ from typing import Any, Final, TypeVar
 import attrs
 import trio
 
-from . import _availability, _ring, _seams
-from ._availability import Facts, UringUnavailableError
-from ._options import UringBackend
-from ._version import __version__
+from .._loop.options import UringBackend
+from .._ring import availability
+from .._ring.availability import Facts, UringUnavailableError
+from .._ring.ring import FIRST_USER_DATA, OP_NOP, Ring
+from .._version import __version__
+from . import seams
 
 _NEEDED: Final = 'io_backend="uring" does not start, or fails at the first use'
 _REPORT: Final = "report it, with the output of `python -m trio_uring doctor --json`"
@@ -250,23 +252,23 @@ class _Prober:
 
 
 def _shim() -> Any:
-    return importlib.import_module(f"{__package__}._ffi")
+    return importlib.import_module("trio_uring._ffi")
 
 
 def _refused(error: OSError, step: str) -> Verdict:
     if not isinstance(error, UringUnavailableError):
-        error = _availability.unavailable(error, step)
+        error = availability.unavailable(error, step)
     return Verdict(error.cause, error.remedy, error.errno)
 
 
 def _try_ring(options: UringBackend) -> Verdict:
     """Makes the ring that a run makes and sends a NOP through it."""
     try:
-        ring = _ring.Ring(options.sq_entries, options.cq_entries)
+        ring = Ring(options.sq_entries, options.cq_entries)
     except OSError as error:
         return _refused(error, "setup")
     try:
-        ring.queue(_ring.OP_NOP, _ring.FIRST_USER_DATA)
+        ring.queue(OP_NOP, FIRST_USER_DATA)
         deadline = time.monotonic() + _COMPLETION
         while time.monotonic() < deadline:
             if ring.wait(_COMPLETION):
@@ -285,7 +287,7 @@ def _try_run() -> Verdict:
         return getattr(trio.lowlevel.current_statistics().io_statistics, "backend", None)
 
     try:
-        used = _seams.run(backend, io_backend="uring")
+        used = seams.run(backend, io_backend="uring")
     except OSError as error:
         return _refused(error, "run")
     except Exception as error:
@@ -296,9 +298,9 @@ def _try_run() -> Verdict:
 def examine() -> Report:
     """Tries everything once. Raises nothing that has to do with io_uring."""
     patience = _Patience()
-    facts = _availability.gather()
+    facts = availability.gather()
     try:
-        options = _seams.choose("uring").ring or UringBackend()
+        options = seams.choose("uring").ring or UringBackend()
     except ValueError as error:
         verdict = Verdict(str(error), "correct or unset TRIO_URING_OPTIONS")
     except UringUnavailableError as error:
@@ -309,7 +311,7 @@ def examine() -> Report:
     flags = [(flag, prober.flag(flag)) for flag in FLAGS]
     operations = [(operation, prober.operation(operation)) for operation in OPERATIONS]
     features = [(feature, prober.feature(feature)) for feature in FEATURES]
-    mismatches = _seams.mismatches()
+    mismatches = seams.mismatches()
     if verdict.usable:
         lacking = [c.name for c, there in [*operations, *features] if there is False and c.without is None]
         if lacking:

@@ -1,7 +1,7 @@
 """Layer 3, AnyIO's files: anyio.open_file, AsyncFile, Path.open and anyio.streams.file, where AnyIO runs on Trio.
 
 Knows how AnyIO's modules call for a worker thread; knows nothing of how the replacements come to be there (the seams put
-them there) nor of how a file is served (`_files`). AnyIO is never imported here.
+them there) nor of how a file is served (`engine`). AnyIO is never imported here.
 
 All that AnyIO does with a file it does in one way: `to_thread.run_sync(self._fp.read, size)`, a method of the builtin file
 object to be called in a thread. So what is replaced is `to_thread`, as the modules with the files see it and nobody else: where
@@ -10,7 +10,7 @@ shield around closing, what a stream makes of an exception: all that stays AnyIO
 to AnyIO's own thread: another backend, a Trio run on epoll, a user's own file class. A limiter limits threads, and so
 nothing where there is none.
 
-A file that AnyIO has opened itself is known to its AsyncFile or stream only, which makes it faster (see `_files`). From opening
+A file that AnyIO has opened itself is known to its AsyncFile or stream only, which makes it faster (see `engine`). From opening
 it to the making of that object nothing else runs, so the engine waits in one place, `_opened.engine`, for its
 holder to come. The holder lets the builtin file be seen in few places, and each of them hands the file over first.
 
@@ -32,10 +32,11 @@ from typing import Any, Final
 import sniffio
 import trio
 
-from ._files import BINARY, METHODS, UNTOUCHED, Engine, open_builtin, own, served
-from ._manager import UringIOManager
-from ._operation import GLOBAL_RUN_CONTEXT
-from ._sockets import replaces, ring_manager
+from .._loop.calls import replaces, ring_manager
+from .._loop.manager import UringIOManager
+from .._loop.operation import GLOBAL_RUN_CONTEXT
+from .binary import BINARY
+from .engine import METHODS, UNTOUCHED, Engine, open_builtin, own, served
 
 # Where an AsyncFile or a stream keeps its engine.
 ENGINE: Final = "_trio_uring_engine"
@@ -185,7 +186,7 @@ def file_aclose(original: Callable[[Any], Awaitable[None]]) -> Callable[[Any], A
 
 
 def file_aiter(original: Callable[[Any], AsyncIterator[Any]]) -> Callable[[Any], AsyncIterator[Any]]:
-    """AsyncFile.__aiter__: a line that is at hand is answered on the spot, for at most a millisecond in a row (`_files`)."""
+    """AsyncFile.__aiter__: a line that is at hand is answered on the spot, for at most a millisecond in a row (`engine`)."""
     monotonic = time.monotonic
 
     @functools.wraps(original)

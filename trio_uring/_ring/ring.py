@@ -25,16 +25,16 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from ._availability import unavailable
+from .availability import unavailable
 
 try:
-    from ._ffi import ffi as ffi
-    from ._ffi import lib as lib
+    from .._ffi import ffi as ffi
+    from .._ffi import lib as lib
 
     lib.tu_add_calls(b"trio_uring._ffi")
-    from ._ffi import tu_pairs as tu_pairs
-    from ._ffi import tu_recv as tu_recv
-    from ._ffi import tu_send as tu_send
+    from .._ffi import tu_pairs as tu_pairs
+    from .._ffi import tu_recv as tu_recv
+    from .._ffi import tu_send as tu_send
 except ImportError as missing:  # told at the first use, so that importing the package works everywhere
     ffi = lib = None
     _shim_missing: ImportError | None = missing
@@ -79,6 +79,7 @@ CQE_F_SOCK_NONEMPTY: Final = 1 << 2
 CQE_F_NOTIF: Final = 1 << 3
 CQE_BUFFER_SHIFT: Final = 16
 
+IOSQE_ASYNC: Final = 1 << 4
 IOSQE_BUFFER_SELECT: Final = 1 << 5
 
 POLL_ADD_MULTI: Final = 1 << 0

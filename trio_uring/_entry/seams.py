@@ -46,9 +46,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import attrs
 import trio
 
-from ._after_trio import when_imported
-from ._availability import UringUnavailableError
-from ._options import Choice, IOBackend, resolve
+from .._loop.options import Choice, IOBackend, resolve
+from .._ring.availability import UringUnavailableError
+from .after_trio import when_imported
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
@@ -62,7 +62,7 @@ RetT = TypeVar("RetT")
 
 SUPPORTED_TRIO: Final = "0.31 to 0.35"
 
-_log = logging.getLogger(__package__)
+_log = logging.getLogger("trio_uring")
 
 
 class _Asked(threading.local):
@@ -147,7 +147,7 @@ class _IOManagers:
 
 @functools.cache  # not looked up again: there may be another Trio in sys.modules by then (Trio's test_trio_import)
 def _ring_manager() -> type:
-    from ._manager import UringIOManager
+    from .._loop.manager import UringIOManager
 
     return UringIOManager
 
@@ -156,7 +156,7 @@ def _from(module: str, name: str) -> Callable[[Any], Any]:
     """The function of that name in that module of ours, loaded when it is needed, which makes a replacement of an original."""
 
     def replacement(original: Any) -> Any:
-        return getattr(importlib.import_module(f".{module}", __package__), name)(original)
+        return getattr(importlib.import_module(f"trio_uring.{module}"), name)(original)
 
     return replacement
 
@@ -176,7 +176,7 @@ def _open_file(original: Any) -> Any:
 
 @functools.cache
 def _files_open_file() -> Any:
-    from ._files import open_file
+    from .._files.engine import open_file
 
     return open_file
 
@@ -215,10 +215,10 @@ def _with_io_backend(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _watched(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a run on the ring; with a monitor where a dump is armed, which then knows ages."""
-    armed = sys.modules.get(f"{__package__}._armed")
+    armed = sys.modules.get("trio_uring._observe.dump_signal")
     if armed is None or not armed.is_armed():
         return options
-    from ._observe import RingMonitor
+    from .._observe.observe import RingMonitor
 
     return {**options, "instruments": [*options.get("instruments", ()), RingMonitor()]}
 
@@ -444,7 +444,7 @@ SEAMS: Final = (
 )
 
 
-# What `_paths` serves of trio.Path and anyio.Path.
+# What `paths` serves of trio.Path and anyio.Path.
 PATH_METHODS: Final = (
     *("stat", "lstat", "exists", "is_dir", "is_file", "is_symlink", "is_socket", "is_fifo", "is_block_device"),
     *(
@@ -471,7 +471,7 @@ OPERATION_SEAMS: Final = (
             name=f"_SocketType.{name}",
             why="a direct operation; every socket of Trio and AnyIO is of this class",
             check=_check_method(*parameters),
-            replacement=_from("_sockets", name),
+            replacement=_from("_sockets.sockets", name),
         )
         for name, parameters in (
             ("accept", ()),
@@ -486,7 +486,7 @@ OPERATION_SEAMS: Final = (
         name="_SocketType.__exit__",
         why="the ring has to know before the descriptor is closed",
         check=_check_uses("_sock", "__exit__"),
-        replacement=_from("_sockets", "leave"),
+        replacement=_from("_sockets.sockets", "leave"),
     ),
     *(
         Seam(
@@ -494,7 +494,7 @@ OPERATION_SEAMS: Final = (
             name=f"_SocketType.{name}",
             why="a direct operation with an address or ancillary data",
             check=_check_method(*parameters),
-            replacement=_from("_messages", name),
+            replacement=_from("_sockets.messages", name),
         )
         for name, parameters in (
             ("recvfrom", ()),
@@ -511,7 +511,7 @@ OPERATION_SEAMS: Final = (
             name=f"SocketStream.{name}",
             why="the operation itself, with no call of the socket's method between",
             check=_check_method(parameter),
-            replacement=_from("_sockets", name),
+            replacement=_from("_sockets.sockets", name),
         )
         for name, parameter in (("receive_some", "max_bytes"), ("send_all", "data"))
     ),
@@ -521,7 +521,7 @@ OPERATION_SEAMS: Final = (
             name=f"FdStream.{name}",
             why="a direct operation; pipes to and from child processes are of this class",
             check=_check_method(parameter),
-            replacement=_from("_pipes", name),
+            replacement=_from("_files.pipes", name),
         )
         for name, parameter in (("receive_some", "max_bytes"), ("send_all", "data"))
     ),
@@ -531,7 +531,7 @@ OPERATION_SEAMS: Final = (
             name=f"Path.{name}",
             why="the operations on a path that the ring has",
             check=_check_path_method(name),
-            replacement=_from("_paths", "of_trio"),
+            replacement=_from("_files.paths", "of_trio"),
         )
         for name in PATH_METHODS
     ),
@@ -540,7 +540,7 @@ OPERATION_SEAMS: Final = (
         name="Path.open",
         why="opens on the ring",
         check=_check_path_method("open"),
-        replacement=_from("_files", "path_open"),
+        replacement=_from("_files.engine", "path_open"),
     ),
     *(
         Seam(
@@ -548,7 +548,7 @@ OPERATION_SEAMS: Final = (
             name=f"AsyncIOWrapper.{name}",
             why=why,
             check=check,
-            replacement=_from("_files", replacement),
+            replacement=_from("_files.engine", replacement),
         )
         for name, replacement, check, why in (
             ("__getattr__", "wrapper_getattr", _check_attribute, "makes the methods of an open file"),
@@ -567,7 +567,7 @@ ANYIO_MODULES: Final = ("anyio._core._fileio", "anyio.streams.file")
 
 def _anyio_files(module: str, *rows: tuple[str, str, Callable[[Any], Iterator[str]], str]) -> tuple[Seam, ...]:
     return tuple(
-        Seam(modules=(module,), name=name, why=why, check=check, replacement=_from("_anyio_files", replacement))
+        Seam(modules=(module,), name=name, why=why, check=check, replacement=_from("_files.anyio_files", replacement))
         for name, replacement, check, why in rows
     )
 
@@ -613,7 +613,7 @@ ANYIO_SEAMS: Final = (
                 name=f"Path.{name}",
                 why="the operations on a path that the ring has",
                 check=_check_method(),
-                replacement=_from("_paths", "of_anyio"),
+                replacement=_from("_files.paths", "of_anyio"),
             ),
         )
         for name in PATH_METHODS

@@ -2,7 +2,7 @@
 
 An FdStream holds a pipe, a FIFO, a terminal, or whatever else has a descriptor and no position: the standard streams of
 a child process, in Trio and in AnyIO, are FdStreams. Knows what its methods promise; knows nothing of how they come to be in
-Trio's class (the seams put them there) nor of when an operation is over (`_operation`).
+Trio's class (the seams put them there) nor of when an operation is over (`operation`).
 
 Each function here takes Trio's own method and answers the one that replaces it. What the replacement cannot serve exactly goes
 to Trio's own, which works on the ring as well, through polls: a run on another backend, a closed stream, a stream or a
@@ -36,14 +36,10 @@ from typing import Any, Final, NoReturn
 import trio
 from trio._unix_pipes import DEFAULT_RECEIVE_SIZE
 
-from ._manager import UringIOManager
-from ._operation import Operation
-from ._ring import OP_READ, OP_WRITE, ffi
-from ._sockets import MOST, AsyncMethod, replaces, ring_manager, uncleared
-
-# io_uring_enter(2): "at the file's own position"; for what has none, the only offset that is allowed.
-HERE: Final = 2**64 - 1
-
+from .._loop.calls import CURRENT, MOST, AsyncMethod, replaces, ring_manager, uncleared
+from .._loop.manager import UringIOManager
+from .._loop.operation import Operation
+from .._ring.ring import OP_READ, OP_WRITE, ffi
 
 WAIT_READABLE: Final = UringIOManager.wait_readable
 WAIT_WRITABLE: Final = UringIOManager.wait_writable
@@ -82,7 +78,7 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
         memory = uncleared("char[]", most)
         detector._held = True
         try:
-            received = await Operation(manager, fd, memory, manager.readers).perform(OP_READ, memory, most, HERE)
+            received = await Operation(manager, fd, memory, manager.readers).perform(OP_READ, memory, most, CURRENT)
         except OSError as error:
             _translated(error)
         finally:
@@ -123,7 +119,7 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
                 if self._fd_holder.closed:  # since the last write
                     raise _closed()
                 operation = Operation(manager, fd, memory, manager.writers)
-                sent += await operation.perform(OP_WRITE, memory + sent, min(size - sent, MOST), HERE)
+                sent += await operation.perform(OP_WRITE, memory + sent, min(size - sent, MOST), CURRENT)
         except OSError as error:
             _translated(error)
         finally:

@@ -37,9 +37,9 @@ from typing import Any, Final, Protocol
 import attrs
 import trio
 
-from ._operation import GLOBAL_RUN_CONTEXT, Operation, Poll, SocketTransfer, busy
-from ._options import UringBackend
-from ._ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, FIRST_USER_DATA, BufferRing, Ring
+from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, FIRST_USER_DATA, BufferRing, Ring
+from .operation import GLOBAL_RUN_CONTEXT, Operation, Poll, SocketTransfer, busy
+from .options import UringBackend
 
 
 class HasFileno(Protocol):
@@ -76,7 +76,7 @@ class UringStatistics:
     backend: str = attrs.field(init=False, default="uring")
 
 
-_log = logging.getLogger(__package__)
+_log = logging.getLogger("trio_uring")
 
 # One default receive of Trio's and AnyIO's (65,536 bytes) fits one provided buffer.
 BUFFER_SIZE: Final = 65536
@@ -116,7 +116,7 @@ class UringIOManager:
       UringUnavailableError: the kernel refuses a ring; nothing is left open.
     """
 
-    # Slots: `_sockets` reads these for every operation.
+    # Slots: `sockets` reads these for every operation.
     __slots__ = (
         "alone",
         "between",

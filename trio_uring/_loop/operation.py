@@ -8,7 +8,7 @@ Theory of operation
 The kernel owns the memory of an entry from the moment it is queued until its last completion is reaped, whatever
 happens to the task meanwhile. So the manager, not the task, holds the operation: `manager.operations` maps the entry's
 user_data to it, and only `complete` takes it out. user_data is a counter that never goes back, so a completion names
-one operation for ever, and one that names none is stale and dropped. Operations that are used again (`_sockets`) keep
+one operation for ever, and one that names none is stale and dropped. Operations that are used again (`sockets`) keep
 their user_data and their place in `operations`, as long as no cancel was ever queued for them: a completion still names
 one entry only, because there is never more than one in flight, and no cancel can hit a later one.
 
@@ -49,20 +49,17 @@ import errno
 import os
 import select
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
+from typing import Any, ClassVar, Final, NoReturn, Protocol
 
 import outcome
 import trio
 from trio._core import _run, _traps
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
-from ._ring import CQE_F_BUFFER, CQE_F_MORE, OP_POLL_ADD, POLL_ADD_MULTI
-
-if TYPE_CHECKING:
-    from ._manager import UringIOManager
+from .._ring.ring import CQE_F_BUFFER, CQE_F_MORE, OP_POLL_ADD, POLL_ADD_MULTI, BufferRing, Ring
 
 # Trio's private names that this layer and the next one use. What they use of the objects behind them (a task's
-# _next_send_fn and _abort_func, a runner's runq) is listed where it is checked, in `_seams`.
+# _next_send_fn and _abort_func, a runner's runq) is listed where it is checked, in `seams`.
 GLOBAL_RUN_CONTEXT: Any = _run.GLOBAL_RUN_CONTEXT
 
 # ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK: internal to the kernel, seen from io-wq (F15).
@@ -99,6 +96,35 @@ def raise_closed() -> NoReturn:
     raise trio.ClosedResourceError(CLOSED_MESSAGE)
 
 
+class Manager(Protocol):
+    """What an operation needs of the run's I/O manager (`manager.UringIOManager`, which says what each is)."""
+
+    ring: Ring
+    operations: dict[int, Any]
+    readers: dict[int, Any]
+    writers: dict[int, Any]
+    others: dict[int, set[Operation]]
+    between: dict[int, set[Operation]]
+    buffers: BufferRing | None
+    receives: list[Any]
+    sends: list[Any]
+
+    def next_user_data(self) -> int:
+        """A number that no entry has had."""
+
+    def now_leaving(self, fd: int) -> None:
+        """An entry has left `readers` or `writers` before its completion."""
+
+    def left(self, fd: int) -> None:
+        """The completion of such an entry has been reaped."""
+
+    def forget(self, operation: Operation, where: dict[int, set[Operation]]) -> None:
+        """Take an operation out of `others` or `between`."""
+
+    async def wait_ready(self, fd: int, waiters: dict[int, Any]) -> None:
+        """Poll a descriptor."""
+
+
 class Trap(list[object]):
     """Awaiting it hands its one item, a message, to Trio's scheduler.
 
@@ -121,7 +147,7 @@ class Poll:
 
     __slots__ = ("events", "fd", "manager", "task", "user_data", "waiters")
 
-    def __init__(self, manager: UringIOManager, fd: int, events: int, waiters: dict[int, Any], task: Task) -> None:
+    def __init__(self, manager: Manager, fd: int, events: int, waiters: dict[int, Any], task: Task) -> None:
         self.manager = manager
         self.fd = fd
         self.events = events
@@ -220,7 +246,7 @@ class Operation:
         completion, so that who asks for its memory back then does not depend on the garbage collector.
       raise_cancel: raises why the operation was asked to end, a cancel or a close; None as long as nobody asked.
       result, flags: those of the completion, once there is one.
-      kinds: what it is called where no frame of its task has the opcode (`_observe`): if it reads, and if it writes. None
+      kinds: what it is called where no frame of its task has the opcode (`observe`): if it reads, and if it writes. None
         where that is the name of the class.
     """
 
@@ -240,7 +266,7 @@ class Operation:
         "waiters",
     )
 
-    def __init__(self, manager: UringIOManager, fd: int, keep: object, waiters: dict[int, Any] | None) -> None:
+    def __init__(self, manager: Manager, fd: int, keep: object, waiters: dict[int, Any] | None) -> None:
         self.manager = manager
         self.fd = fd
         self.keep = keep
@@ -442,7 +468,7 @@ class SocketTransfer(Operation):
 
     __slots__ = ("data", "ring", "size")
 
-    def __init__(self, manager: UringIOManager, waiters: dict[int, Any]) -> None:
+    def __init__(self, manager: Manager, waiters: dict[int, Any]) -> None:
         super().__init__(manager, -1, None, waiters)
         self.ring = manager.ring.address
         self.data: bytes | None = None

@@ -1,7 +1,7 @@
 """Layer 3, messages: the methods of trio.socket that take addresses or ancillary data, as ring operations.
 
 Knows struct msghdr and what it points to (recvmsg(2), cmsg(3)); knows nothing of how the methods come to be
-in Trio's classes nor of when an operation is over (`_operation`). The rules are those of `_sockets`: a
+in Trio's classes nor of when an operation is over (`operation`). The rules are those of `sockets`: a
 function takes Trio's own method and answers the one that replaces it; what is out of the ordinary, or an
 error, goes to Trio's own.
 
@@ -35,11 +35,12 @@ import trio
 from trio._socket import _SocketType
 from trio.lowlevel import Task
 
-from . import _sockaddr
-from ._manager import BUFFER_GROUP, BUFFER_SIZE, UringIOManager
-from ._operation import GLOBAL_RUN_CONTEXT, Operation
-from ._ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, IOSQE_BUFFER_SELECT, OP_RECVMSG, OP_SENDMSG, ffi, lib
-from ._sockets import FAMILIES, MOST, AsyncMethod, address_of, family_of, once, replaces, ring_manager, uncleared
+from .._loop.calls import MOST, AsyncMethod, address_of, replaces, ring_manager, uncleared
+from .._loop.manager import BUFFER_GROUP, BUFFER_SIZE, UringIOManager
+from .._loop.operation import GLOBAL_RUN_CONTEXT, Operation
+from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, IOSQE_BUFFER_SELECT, OP_RECVMSG, OP_SENDMSG, ffi, lib
+from . import sockaddr
+from .sockets import FAMILIES, family_of, once
 
 # The kernel's struct user_msghdr (name, its length, iovecs, their number, control, its length, flags), struct
 # iovec and struct cmsghdr, in the machine's own sizes and alignment.
@@ -52,7 +53,7 @@ _INT: Final = struct.Struct("@I")
 
 _NAME_LENGTH_AT: Final = struct.calcsize("@P")
 _NAME_AT: Final = _HEADER.size
-_CONTROL_AT: Final = _NAME_AT + _sockaddr.SIZE
+_CONTROL_AT: Final = _NAME_AT + sockaddr.SIZE
 
 _MOST_IOVECS: Final = 1024  # UIO_MAXIOV
 _MOST_CONTROL: Final = 65536  # bytes; more than the kernel takes or fills in practice
@@ -62,8 +63,8 @@ AncillaryData = list[tuple[int, int, bytes]]
 MessageT = TypeVar("MessageT", bound="Message")
 
 # Who has written once, or has been written to, will be again.
-_decode: Final = functools.lru_cache(1024)(_sockaddr.decode)
-_encode_two: Final = functools.lru_cache(1024)(lambda family, host, port: _sockaddr.encode(family, (host, port)))
+_decode: Final = functools.lru_cache(1024)(sockaddr.decode)
+_encode_two: Final = functools.lru_cache(1024)(lambda family, host, port: sockaddr.encode(family, (host, port)))
 
 # The plain numbers: those of socket.socket make an enum of them at every call.
 
@@ -236,7 +237,7 @@ class Received(Message):
     def address(self) -> Any:
         """Whose message it is, as CPython has it."""
         (length,) = _INT.unpack_from(self.view, _NAME_LENGTH_AT)
-        return _decode(self.view[_NAME_AT : _NAME_AT + min(length, _sockaddr.SIZE)])
+        return _decode(self.view[_NAME_AT : _NAME_AT + min(length, sockaddr.SIZE)])
 
     def ancillary(self) -> AncillaryData:
         """The control messages: level, type, data. The last may be cut short (MSG_CTRUNC)."""
@@ -319,7 +320,7 @@ def _begin_receive(again: bool, sock: stdlib_socket.socket, most: int, control: 
     if again or most > BUFFER_SIZE:
         own = uncleared("char[]", most)
         operation = Received(manager, control, 1, own)
-        operation.describe(_sockaddr.SIZE, ((address_of(own), most),))
+        operation.describe(sockaddr.SIZE, ((address_of(own), most),))
         operation.queue(OP_RECVMSG, sock.fileno())
         return operation
     if control:
@@ -328,9 +329,9 @@ def _begin_receive(again: bool, sock: stdlib_socket.socket, most: int, control: 
         free = manager.free_received
         operation = free.pop() if free else Received(manager, 0, 1, pooled=True, free=free)
     if operation.most == most:
-        _INT.pack_into(operation.view, _NAME_LENGTH_AT, _sockaddr.SIZE)  # the kernel has written the address's there
+        _INT.pack_into(operation.view, _NAME_LENGTH_AT, sockaddr.SIZE)  # the kernel has written the address's there
     else:
-        operation.describe(_sockaddr.SIZE, ((0, most),))
+        operation.describe(sockaddr.SIZE, ((0, most),))
         operation.most = most
     operation.queue(OP_RECVMSG, sock.fileno(), IOSQE_BUFFER_SELECT)
     return operation
@@ -355,7 +356,7 @@ def _begin_receive_into(
         return None
     operation = Received(manager, control, len(pinned))
     operation.keep = pinned
-    operation.describe(_sockaddr.SIZE, zip(map(address_of, pinned), sizes, strict=True))
+    operation.describe(sockaddr.SIZE, zip(map(address_of, pinned), sizes, strict=True))
     operation.queue(OP_RECVMSG, sock.fileno())
     return operation
 
@@ -465,7 +466,7 @@ def _numeric(sock: stdlib_socket.socket, address: Any) -> bytes | None:
         return None
     if type(address) is tuple and len(address) == 2 and type(address[0]) is str and type(address[1]) is int:
         return _encode_two(family, *address)
-    return _sockaddr.encode(family, address)
+    return sockaddr.encode(family, address)
 
 
 async def _resolved(sock: _SocketType, address: Any) -> tuple[Any, bytes | None]:
@@ -473,7 +474,7 @@ async def _resolved(sock: _SocketType, address: Any) -> tuple[Any, bytes | None]
     name = _numeric(sock._sock, address)
     if name is None:
         address = await sock._resolve_address_nocp(address, local=False)
-        name = _sockaddr.encode(family_of(sock._sock), address)
+        name = sockaddr.encode(family_of(sock._sock), address)
     return address, name
 
 

@@ -40,12 +40,12 @@ import attrs
 import trio
 from trio._core import _run
 
-from . import _ring
-from ._manager import UringIOManager
-from ._operation import GLOBAL_RUN_CONTEXT, Poll, raise_closed
-from ._version import __version__
+from .._loop.manager import UringIOManager
+from .._loop.operation import GLOBAL_RUN_CONTEXT, Poll, raise_closed
+from .._ring import ring as _ring
+from .._version import __version__
 
-_PACKAGE: Final = __package__
+_PACKAGE: Final = "trio_uring"
 _log = logging.getLogger(_PACKAGE)
 _OPCODES: Final = {value: name[3:].lower() for name, value in vars(_ring).items() if name.startswith("OP_")}
 _COUNTERS: Final = ("submitted", "completed", "cancelled", "inflight", "enters", "sq_flushes", "cq_overflows")
@@ -333,7 +333,7 @@ def _kind(operation: Any, frames: Iterable[tuple[Any, int]]) -> str:
     if isinstance(operation, Poll):
         return "poll in" if operation.events & select.POLLIN else "poll out"
     for frame, _ in reversed(list(frames)):
-        if frame.f_globals.get("__package__") != _PACKAGE:
+        if not _is_ours(frame):
             break
         opcode = frame.f_locals.get("opcode")
         if opcode is not None:
@@ -368,8 +368,13 @@ def _is_running(task: Any) -> bool:
     return task is not None and getattr(task.coro, "cr_running", False)
 
 
+def _is_ours(frame: types.FrameType) -> bool:
+    """Whether it is the code of one of the layers."""
+    return str(frame.f_globals.get("__package__")).startswith(f"{_PACKAGE}._")
+
+
 def _is_inside(frame: types.FrameType) -> bool:
-    return frame.f_globals.get("__package__") == _PACKAGE or frame.f_globals.get("__name__") == "trio._core._traps"
+    return _is_ours(frame) or frame.f_globals.get("__name__") == "trio._core._traps"
 
 
 def _target(operation: Any) -> str | None:
@@ -434,7 +439,7 @@ def _loop(manager: UringIOManager) -> tuple[bool, tuple[str, ...]]:
 
 def _without_observer(frames: list[tuple[types.FrameType, int]]) -> list[tuple[types.FrameType, int]]:
     """Frames, innermost first, without this very look and the signal handler that it comes from."""
-    modules = (__name__, f"{_PACKAGE}._armed")
+    modules = (__name__, f"{_PACKAGE}._observe.dump_signal")
     ours = [index for index, (frame, _) in enumerate(frames) if frame.f_globals.get("__name__") in modules]
     return frames[ours[-1] + 1 :] if ours else frames
 

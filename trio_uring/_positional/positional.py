@@ -31,10 +31,10 @@ import attrs
 import trio
 from trio.lowlevel import Task
 
-from ._manager import HasFileno, UringIOManager
-from ._operation import ENDED, GLOBAL_RUN_CONTEXT, Operation, os_error, put_off
-from ._ring import OP_FALLOCATE, OP_FSYNC, OP_READ, OP_STATX, OP_WRITE, OP_WRITEV, ffi, lib
-from ._sockets import MOST, address_of, ring_manager
+from .._loop.calls import MOST, address_of, ring_manager
+from .._loop.manager import HasFileno, UringIOManager
+from .._loop.operation import ENDED, GLOBAL_RUN_CONTEXT, Operation, os_error, put_off
+from .._ring.ring import OP_FALLOCATE, OP_FSYNC, OP_READ, OP_STATX, OP_WRITE, OP_WRITEV, ffi, lib
 
 File: TypeAlias = "int | HasFileno"
 Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"

@@ -27,11 +27,11 @@ from typing import Any, Final
 import trio
 from trio._socket import _SocketType
 
-from ._manager import UringIOManager
-from ._operation import ENDED, Operation, put_off
-from ._positional import File, descriptor, kind, pinned, span, transfer_whole, whole_number
-from ._ring import OP_READ, OP_SPLICE, OP_WRITE, ffi
-from ._sockets import MOST, ring_manager
+from .._loop.calls import MOST, ring_manager
+from .._loop.manager import UringIOManager
+from .._loop.operation import ENDED, Operation, put_off
+from .._ring.ring import OP_READ, OP_SPLICE, OP_WRITE, ffi
+from .positional import File, descriptor, kind, pinned, span, transfer_whole, whole_number
 
 SPLICE_F_MOVE: Final = 1
 SPLICE_F_NONBLOCK: Final = 2

@@ -1,0 +1,76 @@
+"""Layer 2, what every operation needs, whatever it is on: the manager of the caller's run, memory, limits, and the form of a
+replacement of one of Trio's methods.
+
+Knows the scheduler's context and the binding; knows nothing of sockets nor of files.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import trio
+
+from .._ring.ring import ffi
+from .manager import UringIOManager
+from .operation import GLOBAL_RUN_CONTEXT
+
+AT_FDCWD: Final = -100
+CURRENT: Final = (1 << 64) - 1  # offset -1: at the file's position, which moves (IORING_FEAT_RW_CUR_POS)
+
+# A transfer of more bytes than these is copied by a worker of the kernel's, so that others run meanwhile.
+ASIDE: Final = 1 << 20
+
+# SQE lengths have 32 bits; the kernel caps a transfer there anyway (MAX_RW_COUNT).
+MOST: Final = 0x7FFFF000
+
+# Memory for a receive: not cleared first, since only what the kernel wrote is read.
+uncleared = ffi.new_allocator(should_clear_after_alloc=False)
+
+AsyncMethod = Callable[..., Awaitable[Any]]
+
+
+def ring_manager() -> UringIOManager | None:
+    """The manager of the run that the caller is in, if it is on the ring."""
+    try:
+        manager = GLOBAL_RUN_CONTEXT.runner.io_manager
+    except AttributeError:
+        return None
+    return manager if manager.__class__ is UringIOManager else None
+
+
+def replaces(original: AsyncMethod) -> Callable[[AsyncMethod], AsyncMethod]:
+    """The replacement looks like the original and is protected from KeyboardInterrupt (invariant 10)."""
+
+    def finish(replacement: AsyncMethod) -> AsyncMethod:
+        replacement = functools.update_wrapper(replacement, original)
+        return trio.lowlevel.enable_ki_protection(replacement)  # type: ignore[type-var]
+
+    return finish
+
+
+class Lent:
+    """`with Lent(ffi.from_buffer(data)) as memory`: memory of the caller's for the time of a call.
+
+    It is let go when the call is over. The frames of a traceback would keep it pinned; and where the garbage collector finds
+    them together with a memoryview that was passed, CPython 3.11 crashes. A coroutine that is closed while it sleeps leaves
+    the memory to the kernel, that is to its operation.
+    """
+
+    __slots__ = ("memory",)
+
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+
+    def __enter__(self) -> Any:
+        return self.memory
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not GeneratorExit:
+            ffi.release(self.memory)
+
+
+def address_of(pointer: Any) -> int:
+    """Where the memory of a cffi pointer or array is."""
+    return int(ffi.cast("uintptr_t", pointer))

@@ -1,0 +1,1 @@
+"""Layer 3, sockets. Imports the loop and the ring."""
