@@ -30,7 +30,7 @@
  * else with -ECANCELED.
  */
 
-#define MOST_BATCHES (1U << 14) /* the place has 14 bits, the tag 16, the slot 32 */
+#define MAX_BATCHES (1U << 14) /* the place has 14 bits, the tag 16, the slot 32 */
 #define GROUP 4                 /* entries that a device is handed at a time */
 
 struct tu_batch {
@@ -74,7 +74,7 @@ static uint64_t slot_data(const tu_ring *r, unsigned place, unsigned slot)
 /* The batch that an entry in flight is of; NULL where none such is in flight. */
 static tu_batch *batch_of(const tu_ring *r, uint64_t user_data)
 {
-    unsigned place = user_data >> 48 & (MOST_BATCHES - 1), slot = (unsigned)user_data;
+    unsigned place = user_data >> 48 & (MAX_BATCHES - 1), slot = (unsigned)user_data;
     tu_batch *b = place < r->batch_places ? r->batches[place] : NULL;
 
     return b && b->tag == (uint16_t)(user_data >> 32) && slot < b->places && b->slots[slot].busy ? b : NULL;
@@ -136,7 +136,7 @@ static void batch_queue(tu_ring *r, unsigned place, struct io_uring_sqe *sqe)
 static int batch_fill(tu_ring *r, unsigned most)
 {
     unsigned entries, room, mask;
-    int hungry = 0;
+    int starved = 0;
 
     if (!r->batch_live)
         return 0;
@@ -145,9 +145,9 @@ static int batch_fill(tu_ring *r, unsigned most)
     room = entries - pending(r);
     if (room > most)
         room = most;
-    r->batch_turn++; /* another batch is the first each time, so that none starves */
+    r->batch_rotation++; /* another batch is the first each time, so that none starves */
     for (unsigned i = 0; i < r->batch_places; i++) {
-        unsigned place = (r->batch_turn + i) % r->batch_places;
+        unsigned place = (r->batch_rotation + i) % r->batch_places;
         tu_batch *b = r->batches[place];
 
         if (!b)
@@ -158,9 +158,9 @@ static int batch_fill(tu_ring *r, unsigned most)
             memset(sqe, 0, sizeof *sqe);
             batch_queue(r, place, sqe);
         }
-        hungry |= startable(b);
+        starved |= startable(b);
     }
-    return hungry;
+    return starved;
 }
 
 /* As INTERRUPTED in trio_uring/_loop/operation.py. */
@@ -206,27 +206,27 @@ static void batch_deliver(tu_ring *r)
 /* Queues and hands over what there is room for, a few entries at a time. Answers as batch_fill(). */
 static int batch_push(tu_ring *r)
 {
-    int hungry;
+    int starved;
 
     do {
-        hungry = batch_fill(r, GROUP);
+        starved = batch_fill(r, GROUP);
         if (pending(r))
             enter(r, pending(r), 0, 0, -1); /* what is refused stays for the enter that follows */
-    } while (hungry && !pending(r));
-    return hungry;
+    } while (starved && !pending(r));
+    return starved;
 }
 
 /* Gets all batches on, those of devices first. Answers as batch_fill(). */
 static int batch_advance(tu_ring *r)
 {
-    int hungry;
+    int starved;
 
     if (!r->batch_late)
         return batch_fill(r, UINT_MAX);
     r->batch_late = 0;
-    hungry = batch_push(r);
+    starved = batch_push(r);
     batch_deliver(r);
-    return hungry;
+    return starved;
 }
 
 /* Books the completion of an entry of a batch, and decides what becomes of its item. */
@@ -307,7 +307,7 @@ static int new_place(tu_ring *r)
         for (unsigned place = 0; place < r->batch_places; place++)
             if (!r->batches[place])
                 return (int)place;
-    if (places > MOST_BATCHES)
+    if (places > MAX_BATCHES)
         return -EBUSY;
     grown = realloc(r->batches, places * sizeof *grown);
     if (!grown)
@@ -382,7 +382,7 @@ int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *l
     return 0;
 }
 
-static void batch_give_up(tu_ring *r, tu_batch *b)
+static void batch_abort(tu_ring *r, tu_batch *b)
 {
     int was_over = batch_over(b);
 
@@ -414,7 +414,7 @@ static int batch_cancel(tu_ring *r, uint64_t user_data)
     if (place == r->batch_places)
         return 0;
     b = r->batches[place];
-    batch_give_up(r, b);
+    batch_abort(r, b);
     for (unsigned slot = 0; slot < b->places; slot++) {
         int rc = b->slots[slot].busy ? queue_cancel_one(r, slot_data(r, place, slot)) : 0;
 
@@ -459,6 +459,6 @@ static void batch_cancel_fd(tu_ring *r, int fd)
         tu_batch *b = r->batches[place];
 
         if (b && (fd < 0 || b->fd == fd))
-            batch_give_up(r, b);
+            batch_abort(r, b);
     }
 }

@@ -68,7 +68,7 @@ typedef struct {
     size_t ring_size;
     char *base;
     unsigned size, mask, group;
-    uint16_t *lent; /* ids named by the completions that the last tu_wait() handed out */
+    uint16_t *consumed; /* ids named by the completions that the last tu_wait() handed out */
 } tu_buffers;
 
 struct tu_ring {
@@ -91,9 +91,9 @@ struct tu_ring {
     uint64_t *owed; /* cancels that there was no room for */
     unsigned owed_len, owed_cap;
     tu_buffers *buffers;
-    unsigned lent; /* how many of buffers->lent are in the caller's hands */
-    uint64_t *flying; /* user_data of the caller's entries in flight, with CANCEL_DATA where a cancel has missed */
-    unsigned flying_len, flying_cap, flying_shift;
+    unsigned consumed; /* how many of buffers->consumed are in the caller's hands */
+    uint64_t *tracked; /* user_data of the caller's entries in flight, with CANCEL_DATA where a cancel has missed */
+    unsigned tracked_len, tracked_cap, tracked_shift;
     unsigned missed; /* entries in flight, those of batches too, that a cancel has missed */
     int64_t retry_at, retry_ns;
     int64_t spin_ns;
@@ -101,7 +101,7 @@ struct tu_ring {
     unsigned handed; /* completions that the last tu_wait() handed out */
     tu_batch **batches;
     unsigned batch_places, batch_live, batch_over; /* over: all completions are there, and nobody has been told */
-    unsigned batch_turn;
+    unsigned batch_rotation;
     unsigned noted; /* completions, of batches and of cancels, that nobody is told of */
     unsigned batch_late; /* completions of devices that batch_advance() has not seen yet */
     uint16_t batch_tag;
@@ -317,7 +317,7 @@ void tu_free(tu_ring *r)
     tu_close(r);
     free(r->stash);
     free(r->owed);
-    free(r->flying);
+    free(r->tracked);
     batch_free_all(r);
     free(r);
 }
@@ -376,68 +376,68 @@ int tu_is_owner(tu_ring *r)
  * memory would then be freed under the kernel. A hash table with open addressing, at most half full; zero is no caller's. */
 static unsigned home(const tu_ring *r, uint64_t user_data)
 {
-    return (unsigned)((user_data & ~CANCEL_DATA) * 0x9E3779B97F4A7C15ULL >> r->flying_shift);
+    return (unsigned)((user_data & ~CANCEL_DATA) * 0x9E3779B97F4A7C15ULL >> r->tracked_shift);
 }
 
-static void place_flying(tu_ring *r, uint64_t user_data)
+static void place_tracked(tu_ring *r, uint64_t user_data)
 {
-    unsigned mask = r->flying_cap - 1, i = home(r, user_data);
+    unsigned mask = r->tracked_cap - 1, i = home(r, user_data);
 
-    while (r->flying[i])
+    while (r->tracked[i])
         i = (i + 1) & mask;
-    r->flying[i] = user_data;
+    r->tracked[i] = user_data;
 }
 
-static int takes_off(tu_ring *r, uint64_t user_data)
+static int track(tu_ring *r, uint64_t user_data)
 {
-    if (2 * (r->flying_len + 1) > r->flying_cap) {
-        unsigned before = r->flying_cap, cap = before ? 2 * before : 64;
-        uint64_t *old = r->flying, *grown = calloc(cap, sizeof *grown);
+    if (2 * (r->tracked_len + 1) > r->tracked_cap) {
+        unsigned before = r->tracked_cap, cap = before ? 2 * before : 64;
+        uint64_t *old = r->tracked, *grown = calloc(cap, sizeof *grown);
 
         if (!grown)
             return -ENOMEM;
-        r->flying = grown;
-        r->flying_cap = cap;
-        r->flying_shift = 64 - (unsigned)__builtin_ctz(cap);
+        r->tracked = grown;
+        r->tracked_cap = cap;
+        r->tracked_shift = 64 - (unsigned)__builtin_ctz(cap);
         for (unsigned i = 0; i < before; i++)
             if (old[i])
-                place_flying(r, old[i]);
+                place_tracked(r, old[i]);
         free(old);
     }
-    place_flying(r, user_data);
-    r->flying_len++;
+    place_tracked(r, user_data);
+    r->tracked_len++;
     return 0;
 }
 
 /* Where it is in the table, if it is. */
-static int find_flying(const tu_ring *r, uint64_t user_data, unsigned *at)
+static int find_tracked(const tu_ring *r, uint64_t user_data, unsigned *at)
 {
-    unsigned mask = r->flying_cap - 1;
+    unsigned mask = r->tracked_cap - 1;
 
-    if (!r->flying_len)
+    if (!r->tracked_len)
         return 0;
-    for (*at = home(r, user_data); (r->flying[*at] & ~CANCEL_DATA) != user_data; *at = (*at + 1) & mask)
-        if (!r->flying[*at])
+    for (*at = home(r, user_data); (r->tracked[*at] & ~CANCEL_DATA) != user_data; *at = (*at + 1) & mask)
+        if (!r->tracked[*at])
             return 0;
     return 1;
 }
 
 /* Whether it was in flight; it is not any more. */
-static int lands(tu_ring *r, uint64_t user_data)
+static int untrack(tu_ring *r, uint64_t user_data)
 {
-    unsigned mask = r->flying_cap - 1, gap, i;
+    unsigned mask = r->tracked_cap - 1, gap, i;
 
-    if (!find_flying(r, user_data, &gap))
+    if (!find_tracked(r, user_data, &gap))
         return 0;
-    r->missed -= !!(r->flying[gap] & CANCEL_DATA);
+    r->missed -= !!(r->tracked[gap] & CANCEL_DATA);
     /* What follows moves up, but for what stands between its home and the gap. */
-    for (i = (gap + 1) & mask; r->flying[i]; i = (i + 1) & mask)
-        if (((i - home(r, r->flying[i])) & mask) >= ((i - gap) & mask)) {
-            r->flying[gap] = r->flying[i];
+    for (i = (gap + 1) & mask; r->tracked[i]; i = (i + 1) & mask)
+        if (((i - home(r, r->tracked[i])) & mask) >= ((i - gap) & mask)) {
+            r->tracked[gap] = r->tracked[i];
             gap = i;
         }
-    r->flying[gap] = 0;
-    r->flying_len--;
+    r->tracked[gap] = 0;
+    r->tracked_len--;
     return 1;
 }
 
@@ -447,16 +447,16 @@ static int lands(tu_ring *r, uint64_t user_data)
  * that is at work cannot be stopped, whoever asks. */
 static void misses(tu_ring *r, uint64_t target)
 {
-    unsigned mask = r->flying_cap - 1, before = r->missed;
+    unsigned mask = r->tracked_cap - 1, before = r->missed;
     int64_t now;
 
     r->noted++;
     if (target & BATCH_DATA) {
         batch_misses(r, target);
-    } else if (r->flying_len) {
-        for (unsigned i = home(r, target); r->flying[i]; i = (i + 1) & mask)
-            if (r->flying[i] == target) {
-                r->flying[i] |= CANCEL_DATA;
+    } else if (r->tracked_len) {
+        for (unsigned i = home(r, target); r->tracked[i]; i = (i + 1) & mask)
+            if (r->tracked[i] == target) {
+                r->tracked[i] |= CANCEL_DATA;
                 r->missed++;
                 break;
             }
@@ -530,7 +530,7 @@ static int stash(tu_ring *r)
     return (int)(head - from);
 }
 
-static void give(tu_buffers *b, unsigned id)
+static void provide_buffer(tu_buffers *b, unsigned id)
 {
     struct io_uring_buf *buf = &b->ring->bufs[b->ring->tail & b->mask];
 
@@ -541,24 +541,24 @@ static void give(tu_buffers *b, unsigned id)
 }
 
 /* Buffers go back here and nowhere else, whatever became of the completions that named them (F10). */
-static void take_back(tu_ring *r)
+static void recycle_buffers(tu_ring *r)
 {
-    while (r->lent)
-        give(r->buffers, r->buffers->lent[--r->lent]);
+    while (r->consumed)
+        provide_buffer(r->buffers, r->buffers->consumed[--r->consumed]);
 }
 
-static void lend(tu_ring *r, unsigned flags)
+static void consume_buffer(tu_ring *r, unsigned flags)
 {
-    if (flags & IORING_CQE_F_BUFFER && r->buffers && r->lent <= r->buffers->mask)
-        r->buffers->lent[r->lent++] = (uint16_t)(flags >> IORING_CQE_BUFFER_SHIFT);
+    if (flags & IORING_CQE_F_BUFFER && r->buffers && r->consumed <= r->buffers->mask)
+        r->buffers->consumed[r->consumed++] = (uint16_t)(flags >> IORING_CQE_BUFFER_SHIFT);
 }
 
 /* Writes one completion to out, books it and lends its buffer: but a stray one changes nothing. */
 static void hand_out(tu_ring *r, int64_t *out, uint64_t user_data, int res, unsigned flags)
 {
-    if (flags & IORING_CQE_F_MORE || lands(r, user_data)) {
+    if (flags & IORING_CQE_F_MORE || untrack(r, user_data)) {
         account(r, res, flags);
-        lend(r, flags);
+        consume_buffer(r, flags);
         out[0] = (int64_t)user_data;
         out[1] = res;
     } else {
@@ -660,7 +660,7 @@ static int next_sqe(tu_ring *r, struct io_uring_sqe **out)
 static int publish(tu_ring *r, const struct io_uring_sqe *sqe)
 {
     if (sqe->user_data - TU_FIRST_USER_DATA < CANCEL_DATA - TU_FIRST_USER_DATA) { /* a caller's */
-        int rc = takes_off(r, sqe->user_data);
+        int rc = track(r, sqe->user_data);
 
         if (rc < 0)
             return rc;
@@ -752,7 +752,7 @@ int tu_rw(uint64_t ring, unsigned opcode, int fd, const char *memory, unsigned l
     return publish(r, sqe);
 }
 
-void tu_nudge(uint64_t ring)
+void tu_try_submit(uint64_t ring)
 {
     tu_ring *r = (tu_ring *)(uintptr_t)ring;
 
@@ -789,7 +789,7 @@ int tu_in_flight(tu_ring *r, uint64_t user_data)
 {
     unsigned at;
 
-    return r->state != OPEN || find_flying(r, user_data, &at) || batch_with(r, user_data) < r->batch_places;
+    return r->state != OPEN || find_tracked(r, user_data, &at) || batch_with(r, user_data) < r->batch_places;
 }
 
 static int queue_cancel_one(tu_ring *r, uint64_t user_data)
@@ -829,7 +829,7 @@ static int queue_cancel(tu_ring *r, int fd, unsigned flags)
     return publish(r, sqe);
 }
 
-void tu_present(tu_ring *r)
+void tu_owner_back(tu_ring *r)
 {
     r->away = 0;
 }
@@ -891,9 +891,9 @@ static int64_t recancel(tu_ring *r)
     int64_t now = now_ns();
 
     if (now >= r->retry_at) {
-        for (unsigned i = 0; i < r->flying_cap; i++)
-            if (r->flying[i] & CANCEL_DATA && queue_cancel_one(r, r->flying[i] & ~CANCEL_DATA) >= 0) {
-                r->flying[i] &= ~CANCEL_DATA;
+        for (unsigned i = 0; i < r->tracked_cap; i++)
+            if (r->tracked[i] & CANCEL_DATA && queue_cancel_one(r, r->tracked[i] & ~CANCEL_DATA) >= 0) {
+                r->tracked[i] &= ~CANCEL_DATA;
                 r->missed--;
             }
         batch_recancel(r);
@@ -990,9 +990,9 @@ static unsigned drain_overflow(tu_ring *r, int64_t *out, unsigned max, unsigned 
 #else
 #define RELAX() atomic_signal_fence(memory_order_seq_cst)
 #endif
-#define FEW 2               /* completions at a time that make it worth while not to sleep */
+#define SPIN_MAX_COMPLETIONS 2               /* completions at a time that make it worth while not to sleep */
 #define SHORT_SLEEP 100000  /* ns */
-#define MOST_CREDIT 8
+#define MAX_CREDIT 8
 
 void tu_spin(tu_ring *r, int64_t ns)
 {
@@ -1000,7 +1000,7 @@ void tu_spin(tu_ring *r, int64_t ns)
 }
 
 /* Whether the kernel has something for us before `until`. Deferred work announces itself in memory, so this enters nothing. */
-static int came(tu_ring *r, int64_t until)
+static int spin_until(tu_ring *r, int64_t until)
 {
     int rc;
 
@@ -1015,12 +1015,12 @@ static int came(tu_ring *r, int64_t until)
  * does, and twice the processor time of everything else (benchmarks, latency). So it first looks for a while, as long as
  * that has been paying: each success and each short sleep counts for it, a look in vain four times against, a long sleep
  * ends it. With more than a few completions at a time the next wait has a batch to collect, and sleeps. */
-static int rest(tu_ring *r, int64_t left)
+static int spin_or_sleep(tu_ring *r, int64_t left)
 {
     int64_t began;
     int rc;
 
-    if (!r->spin_ns || r->handed > FEW || r->batch_live)
+    if (!r->spin_ns || r->handed > SPIN_MAX_COMPLETIONS || r->batch_live)
         return enter(r, pending(r), 1, IORING_ENTER_GETEVENTS, left);
     began = now_ns();
     if (r->spin_credit > 0) {
@@ -1029,8 +1029,8 @@ static int rest(tu_ring *r, int64_t left)
         rc = enter(r, pending(r), 0, IORING_ENTER_GETEVENTS, -1);
         if (rc < 0 || pending(r) || ready(r))
             return rc;
-        if (came(r, began + patience)) {
-            if (r->spin_credit < MOST_CREDIT)
+        if (spin_until(r, began + patience)) {
+            if (r->spin_credit < MAX_CREDIT)
                 r->spin_credit++;
             return enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1);
         }
@@ -1041,7 +1041,7 @@ static int rest(tu_ring *r, int64_t left)
     rc = enter(r, pending(r), 1, IORING_ENTER_GETEVENTS, left);
     if (now_ns() - began > SHORT_SLEEP)
         r->spin_credit = r->spin_credit < 0 ? r->spin_credit : 0;
-    else if (r->spin_credit < MOST_CREDIT)
+    else if (r->spin_credit < MAX_CREDIT)
         r->spin_credit++;
     return rc;
 }
@@ -1050,7 +1050,7 @@ int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max)
 {
     unsigned n, noted, seen = 0;
     int64_t started = 0, left = timeout_ns, due;
-    int sleeping, hungry, awake, rc, early, went;
+    int sleeping, starved, awake, rc, early, went;
 
     if (r->state != OPEN)
         return refuse(r);
@@ -1060,7 +1060,7 @@ int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max)
     if (atomic_load_explicit(&r->want_notify, memory_order_relaxed))
         make_notify(r);
     r->away = 0;
-    take_back(r);
+    recycle_buffers(r);
     if ((rc = arm_wake(r)) == 0)
         rc = queue_owed(r);
     if (rc < 0 && !transient(rc))
@@ -1073,14 +1073,14 @@ again:
     awake |= r->woken != 0;
     r->woken = 0;
     noted = r->noted;
-    hungry = batch_advance(r);
+    starved = batch_advance(r);
     if (kernel_flags(r) & IORING_SQ_CQ_OVERFLOW)
         r->stats.cq_overflows++;
-    sleeping = left != 0 && !hungry && !awake && !ready(r);
+    sleeping = left != 0 && !starved && !awake && !ready(r);
     if (timeout_ns > 0 && !started && (sleeping || r->batch_live))
         started = now_ns();
     if (sleeping) {
-        rc = rest(r, early ? due : left);
+        rc = spin_or_sleep(r, early ? due : left);
     } else if (pending(r) || (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
         rc = enter(r, pending(r), 0, IORING_ENTER_GETEVENTS, -1);
     }
@@ -1098,11 +1098,11 @@ again:
     }
     /* Batches get on, and cancels are sent again, without anybody being told. But for the end of the timeout, a wake-up, a
      * signal, and a refusal, which only batches that lack room sit out here. */
-    went = rc >= 0 || rc == -ETIME || (hungry && transient(rc) && rc != -EINTR);
-    if (!n && !awake && r->wake_armed && went && (hungry || early || r->noted != noted)) {
+    went = rc >= 0 || rc == -ETIME || (starved && transient(rc) && rc != -EINTR);
+    if (!n && !awake && r->wake_armed && went && (starved || early || r->noted != noted)) {
         if (started && (left = timeout_ns - (now_ns() - started)) < 0)
             left = 0;
-        if (hungry || left) {
+        if (starved || left) {
             seen = 0;
             goto again;
         }
@@ -1236,10 +1236,10 @@ int tu_buffers_new(tu_ring *r, unsigned entries, unsigned size, unsigned group, 
     b = calloc(1, sizeof *b);
     if (!b)
         return -ENOMEM;
-    b->lent = calloc(entries, sizeof *b->lent);
+    b->consumed = calloc(entries, sizeof *b->consumed);
     b->ring_size = entries * sizeof(struct io_uring_buf);
     b->ring = mmap(NULL, b->ring_size, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);
-    if (!b->lent || b->ring == MAP_FAILED) {
+    if (!b->consumed || b->ring == MAP_FAILED) {
         rc = -ENOMEM;
         goto failed;
     }
@@ -1256,14 +1256,14 @@ int tu_buffers_new(tu_ring *r, unsigned entries, unsigned size, unsigned group, 
     b->group = group;
     b->ring->tail = 0;
     for (unsigned id = 0; id < entries; id++)
-        give(b, id);
+        provide_buffer(b, id);
     r->buffers = b;
     return 0;
 
 failed:
     if (b->ring != MAP_FAILED)
         munmap(b->ring, b->ring_size);
-    free(b->lent);
+    free(b->consumed);
     free(b);
     return rc;
 }
@@ -1282,9 +1282,9 @@ int tu_buffers_free(tu_ring *r)
         rc = io_uring_register(r->ring.ring_fd, IORING_UNREGISTER_PBUF_RING, &reg, 1);
     }
     r->buffers = NULL;
-    r->lent = 0;
+    r->consumed = 0;
     munmap(b->ring, b->ring_size);
-    free(b->lent);
+    free(b->consumed);
     free(b);
     return rc;
 }

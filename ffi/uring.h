@@ -42,7 +42,7 @@ tu_counters *tu_stats(tu_ring *r);
 int tu_is_owner(tu_ring *r);
 
 /* Queueing. A full submission queue is flushed, in order. While the owner is away from the ring (set by a
- * tu_wait() that found nothing, cleared by tu_present()) entries are submitted at once. */
+ * tu_wait() that found nothing, cleared by tu_owner_back()) entries are submitted at once. */
 int tu_queue(tu_ring *r, unsigned opcode, int fd, void *addr, unsigned len, uint64_t off, unsigned op_flags,
              uint64_t user_data, unsigned flags, unsigned ioprio, unsigned buf_index, int file_index);
 int tu_poll(tu_ring *r, int fd, unsigned events, uint64_t user_data);
@@ -55,8 +55,8 @@ int tu_rw(uint64_t ring, unsigned opcode, int fd, const char *memory, unsigned l
 /* Whether such an entry or batch is queued or in flight, its last completion not handed out yet. 1 of a ring that has gone. */
 int tu_in_flight(tu_ring *r, uint64_t user_data);
 int tu_cancel(tu_ring *r, uint64_t user_data);
-void tu_nudge(uint64_t ring); /* hands over what is queued, if the kernel takes it now; the rest goes with the next wait */
-void tu_present(tu_ring *r);
+void tu_try_submit(uint64_t ring); /* hands over what is queued, if the kernel takes it now; the rest goes with the next wait */
+void tu_owner_back(tu_ring *r);
 unsigned tu_queued(tu_ring *r);
 
 /* Entering. tu_wait() submits everything and waits for timeout_ns (negative: for ever); it writes up to `max`

@@ -655,7 +655,7 @@ class SimulatedRing(Ring):
     def spin(self, nanoseconds: int) -> None:
         """Nothing here has to be waited for."""
 
-    def present(self) -> None:
+    def owner_back(self) -> None:
         self._away = False
 
     def make_buffers(self, entries: int, size: int, group: int = 0) -> SimulatedBufferRing:
@@ -725,7 +725,7 @@ class SimulatedRing(Ring):
             seen |= self._reap(out, most)
         self._show_work()
         # What the seed holds back is not idleness: a run must not believe that all its tasks are blocked for good.
-        if seen or interrupted or self._restless():
+        if seen or interrupted or self._has_pending_work():
             return out
         self._away = True
         return None
@@ -763,7 +763,7 @@ class SimulatedRing(Ring):
             deadline = time.monotonic_ns() + timeout_ns
             self._run()
             while timeout_ns and not self._cq:
-                if self._restless():
+                if self._has_pending_work():
                     self._run()
                     continue
                 left = -1 if timeout_ns < 0 else max(0, deadline - time.monotonic_ns())
@@ -805,20 +805,20 @@ class SimulatedRing(Ring):
         """Whether a test completes this entry by hand."""
         return self._manual and entry.user_data >= FIRST_USER_DATA
 
-    def _restless(self) -> bool:
+    def _has_pending_work(self) -> bool:
         """Whether another round would get on with something, without any file becoming ready."""
         return bool(self._overflow) or any(not e.quiet and not self._controlled(e) for e in self._flight)
 
     def _has_work(self) -> bool:
         self._look()
-        return self._restless() or bool(self._ready_files)
+        return self._has_pending_work() or bool(self._ready_files)
 
     def _look(self) -> None:
         self._ready_files.update(fd for fd, _ in self._epoll.poll(0) if fd != self._work_fd)
 
     def _show_work(self) -> None:
         """Keep the ring's descriptor readable while there is something to reap or to get on with."""
-        work = bool(self._cq) or self._restless()
+        work = bool(self._cq) or self._has_pending_work()
         if work and not self._work_shown:
             os.eventfd_write(self._work_fd, 1)
         elif self._work_shown and not work:
@@ -851,7 +851,7 @@ class SimulatedRing(Ring):
             e.hold = self._held_back()
             self._apply_injections(e)
         e.spans = operation.memory(e)
-        self._lay(e)
+        self._post_cqe(e)
         self._flight.append(e)
         if not e.hold and not e.stuck and not self._controlled(e):
             self._try(e)
@@ -900,7 +900,7 @@ class SimulatedRing(Ring):
                 return False  # being ready already is its first edge
             res, flags = self._perform(e)
             if res == -errno.EAGAIN and (not arm or self._arm(e)):
-                self._lay(e)
+                self._post_cqe(e)
                 return False
             if res > 0 and e.multishot and self._goes_on(e):
                 flags = CQE_F_MORE
@@ -977,7 +977,7 @@ class SimulatedRing(Ring):
                 self._flight.remove(e)
         else:
             e.stuck = not e.multishot
-            self._lay(e)
+            self._post_cqe(e)
         if e.flags & _IOSQE_CQE_SKIP_SUCCESS and res >= 0:
             return
         for copy in range(max(1, e.copies)):
@@ -996,7 +996,7 @@ class SimulatedRing(Ring):
 
     # -------------------------------------------------------------- memory
 
-    def _lay(self, e: _Entry) -> None:
+    def _post_cqe(self, e: _Entry) -> None:
         """The memory is the kernel's from here on."""
         for span in e.spans:
             span.saved = span.expected = _peek(span.address, span.length)

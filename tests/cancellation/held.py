@@ -139,7 +139,7 @@ def _reached_through(rings: dict[int, HeldRing]) -> Iterator[tuple[ModuleType, s
     yield _positional, "tu_read", lambda *_: 1  # not this way: then it is tu_rw
     yield _sockets, "tu_recv", recv
     yield _sockets, "tu_send", send
-    yield _sockets, "tu_nudge", lambda ring: None
+    yield _sockets, "tu_try_submit", lambda ring: None
     yield _messages, "tu_queue", queue
 
 

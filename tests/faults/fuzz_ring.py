@@ -297,8 +297,8 @@ class Play:
     def submit(self, _a: int, _b: int, _c: int) -> None:
         self.attempt(self.ring.submit)
 
-    def present(self, _a: int, _b: int, _c: int) -> None:
-        self.attempt(self.ring.present)
+    def owner_back(self, _a: int, _b: int, _c: int) -> None:
+        self.attempt(self.ring.owner_back)
 
     def spin(self, a: int, _b: int, _c: int) -> None:
         self.ring.spin(a * 100)
@@ -311,7 +311,7 @@ class Play:
 
     CALLS = (
         nop, send, receive, receive_provided, poll, batch, batch, cancel, cancel_fd, cancel_sync, replace,
-        wait, wait, wait, wait_elsewhere, wake, submit, present, spin, fault, fault, fault, fault, disarm,
+        wait, wait, wait, wait_elsewhere, wake, submit, owner_back, spin, fault, fault, fault, fault, disarm,
     )  # fmt: skip
 
     # -------------------------------------------------------------- completions

@@ -525,7 +525,7 @@ def test_f23_many_cancels_need_no_more_patience_than_one() -> None:
         pipes = [os.pipe() for _ in range(5)]
         ring = Ring(2, 64)
         ring.wait(0)
-        ring.present()
+        ring.owner_back()
         memory = [ffi.new("char[8]") for _ in pipes]
         for i, (read, _) in enumerate(pipes):
             ring.queue(OP_READ, FIRST_USER_DATA + i, read, memory[i], 8, 2**64 - 1)
@@ -693,7 +693,7 @@ def test_f22_a_wait_that_has_ended_has_submitted_everything(taken: int) -> None:
     ring = Ring(16)
     assert ring.wait(0) is None
     for first in range(0, 9, 3):
-        ring.present()
+        ring.owner_back()
         queue(first, first + 1, first + 2)
         assert ring.queued == 3
         lib.tf_arm(lib.TF_SHORT, 1, 1, int(sys.argv[1]))
@@ -722,7 +722,7 @@ def test_f22_every_way_to_submit_goes_on_after_a_short_one(how: str, taken: int)
     ring = Ring(4, 64)
     assert ring.wait(0) is None
     if how != "away":
-        ring.present()
+        ring.owner_back()
     if how == "full":
         queue(0, 1, 2, 3)
         lib.tf_arm(lib.TF_SHORT, 1, 1, taken)
@@ -769,7 +769,7 @@ def test_f23_a_refused_submit_reaps_and_does_not_spin(name: str) -> None:
         number = getattr(errno, sys.argv[1])
         ring = Ring(16)
         ring.wait(0)
-        ring.present()  # what is queued waits for a submit again
+        ring.owner_back()  # what is queued waits for a submit again
         ring.queue(OP_NOP, 100)
         lib.tf_arm(lib.TF_ENTER, 1, 10, number)
         before = lib.tf_calls(lib.TF_ENTER)
@@ -835,7 +835,7 @@ def test_f24_a_wait_hands_out_what_there_was_no_room_for() -> None:
         assert ring.counters().cq_overflows > before
         assert ring.wait(0) is None
         # The same on the injector's word alone: nothing is in the queue, and only the flag says that something is to come.
-        ring.present()  # what is queued waits for a submit again
+        ring.owner_back()  # what is queued waits for a submit again
         for number in range(2):
             ring.queue(OP_NOP, 200 + number)
         lib.tf_arm(lib.TF_NO_ROOM, 1, 1, 0)
@@ -853,7 +853,7 @@ def test_f24_nobody_sleeps_over_what_there_was_no_room_for() -> None:
         ring.wait(0)
         helper = []
 
-        def asleep():
+        def queue_and_wait():
             began = time.monotonic()
             answer = ring.wait(20)
             helper.append((answer, time.monotonic() - began < 15))
@@ -918,7 +918,7 @@ def test_f25_deferred_work_that_is_told_of_when_it_has_been_run_keeps_nobody_bus
         memory = ffi.new("char[]", 1)
 
         def none_for(seconds):
-            ring.present()
+            ring.owner_back()
             before = ring.counters().enters
             end = time.monotonic() + seconds
             while (left := end - time.monotonic()) > 0:
@@ -979,7 +979,7 @@ def test_f25_work_that_an_enter_did_not_get_to_is_told_of_again() -> None:
             assert ring.wait(0) is None
             os.write(writer, b"x")  # its completion is deferred work now
             if kind == lib.TF_SHORT:
-                ring.present()
+                ring.owner_back()
                 ring.queue(OP_NOP, 101)
                 ring.queue(OP_NOP, 102)
             lib.tf_arm(kind, 1, 1, value)
@@ -1010,7 +1010,7 @@ def test_f27_a_wake_up_that_is_reaped_in_passing_still_ends_the_next_wait() -> N
     on_ring("""
         ring = Ring(16)
         ring.wait(0)
-        ring.present()  # what is queued waits for a submit again
+        ring.owner_back()  # what is queued waits for a submit again
         ring.wake()
         ring.cancel_fd(0)  # runs the deferred work: the completion of the wake-up is in the queue now
         reader, writer = os.pipe()
@@ -1029,7 +1029,7 @@ def test_f28_an_interrupted_wait_of_no_bound_is_bounded_by_its_caller() -> None:
     on_ring("""
         ring = Ring(16)
         ring.wait(0)
-        ring.present()  # what is queued waits for a submit again
+        ring.owner_back()  # what is queued waits for a submit again
         lib.tf_arm(lib.TF_ENTER, 1, 0, errno.EINTR)
         for _ in range(100):
             assert ring.wait(30) == []
@@ -1050,7 +1050,7 @@ def test_f38_progress_is_not_counted_as_failure() -> None:
     on_ring("""
         ring = Ring(64)
         ring.wait(0)
-        ring.present()  # what is queued waits for a submit again
+        ring.owner_back()  # what is queued waits for a submit again
         for user_data in range(100, 140):
             ring.queue(OP_NOP, user_data)
         lib.tf_arm(lib.TF_SHORT, 1, 0, 1)

@@ -473,7 +473,7 @@ def test_reads_cancelled_at_random_lose_nothing(
     content = chance.randbytes(60_000)
     (tmp_path / "file").write_bytes(content)
     if seed % 2:
-        monkeypatch.setattr(_files, "ASIDE", 1)  # everything goes to a worker: cancels find it there
+        monkeypatch.setattr(_files, "WORKER_THRESHOLD", 1)  # everything goes to a worker: cancels find it there
 
     async def main() -> None:
         file: Any
@@ -504,7 +504,7 @@ def test_writes_cancelled_at_random_leave_what_they_reported(
 ) -> None:
     chance = random.Random(seed)
     if seed % 2:
-        monkeypatch.setattr(_files, "ASIDE", 1)
+        monkeypatch.setattr(_files, "WORKER_THRESHOLD", 1)
 
     async def main() -> None:
         expected = bytearray()
@@ -530,7 +530,7 @@ def test_text_writes_cancelled_at_random_leave_what_they_reported(
 ) -> None:
     chance = random.Random(seed)
     if seed % 2:
-        monkeypatch.setattr(_files, "ASIDE", 1)
+        monkeypatch.setattr(_files, "WORKER_THRESHOLD", 1)
 
     async def main() -> None:
         path, encoding = tmp_path / "file", chance.choice(("utf-8", "utf-16", "utf-8-sig"))

@@ -793,7 +793,7 @@ def test_a_call_torn_down_while_it_sleeps(method: str, here: pathlib.Path) -> No
         operations = ring_manager().operations
         for _ in range(5):
             call.send(None)
-            found = [each for each in operations.values() if isinstance(each, (_paths.Named, _files.Open))]
+            found = [each for each in operations.values() if isinstance(each, (_paths.PathOperation, _files.Open))]
             if found:
                 break
         (operation,) = found

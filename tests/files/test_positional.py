@@ -621,10 +621,10 @@ def test_cancelled_reads_have_no_effect(ring: Backend, pipe: tuple[int, int]) ->
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(call)
                     await blocked()
-                    assert manager().others
+                    assert manager().concurrent
                     scope.cancel()
             assert scope.cancelled_caught
-            assert not manager().others
+            assert not manager().concurrent
             assert nothing_in_flight()
             os.write(writer, b"next")
             assert os.read(reader, 10) == b"next"
@@ -666,7 +666,7 @@ def test_a_batch_is_cancelled_as_a_whole(ring: Backend, pipe: tuple[int, int], r
                         await trio.sleep(0.001)
                     scope.cancel()
             assert scope.cancelled_caught
-            assert not manager().others
+            assert not manager().concurrent
             assert nothing_in_flight()
             os.write(writer, b"next")
             assert os.read(reader, 10) == b"next"
@@ -716,11 +716,11 @@ def test_cancelled_at_every_tick(ring: Backend, fd: int) -> None:
                 results = await trio_uring.read_many(fd, requests, depth=16)
                 assert results == [CONTENT[at : at + n] for at, n in requests]
                 outcomes.add("delivered")
-                assert not manager().others
+                assert not manager().concurrent
                 nursery.cancel_scope.cancel()
         if scope.cancelled_caught:
             outcomes.add("cancelled")
-        assert not manager().others
+        assert not manager().concurrent
         assert nothing_in_flight()
 
     for tick in (*range(12), 20, sys.maxsize):
@@ -821,8 +821,8 @@ def test_f17_f18_closing_the_descriptor_ends_what_is_on_it(ring: Backend, pipe: 
             await blocked()
             assert os.read(other, 100) == b"not yours"
             os.close(other)
-        assert not manager().others
-        assert not manager().between
+        assert not manager().concurrent
+        assert not manager().requeueing
 
     run(ring, main)
     assert len(ended) == 3
@@ -888,7 +888,7 @@ def test_memory_of_a_task_that_was_torn_down_stays_until_the_completion(ring: Ba
             await done.wait()
             while not nothing_in_flight():
                 await trio.lowlevel.checkpoint()
-        assert not manager().others
+        assert not manager().concurrent
 
     run(ring, main)
     arena.append(0)
@@ -965,7 +965,7 @@ def test_by_way_of_aligned_pieces(ring: Backend, fd: int, depth: int) -> None:
         for _ in range(3):
             assert await trio_uring.read_many(fd, requests, depth=depth) == [CONTENT[at : at + n] for at, n in requests]
         assert nothing_in_flight()
-        assert not manager().others
+        assert not manager().concurrent
 
     run(ring, main)
 
@@ -1002,8 +1002,8 @@ def test_the_end_of_a_batch_of_a_device(ring: Backend, fd: int, pipe: tuple[int,
         if scope.cancelled_caught:
             outcomes.add("cancelled")
         assert nothing_in_flight()
-        assert not manager().others
-        assert not manager().between
+        assert not manager().concurrent
+        assert not manager().requeueing
 
     for tick in (*range(1 if end == "close" else 0, 16), *(() if stuck else (100,))):
         if stuck and end == "close" and tick < 2:

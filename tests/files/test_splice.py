@@ -31,7 +31,7 @@ def nothing_in_flight() -> bool:
     if not isinstance(manager, UringIOManager):
         return True
     statistics = manager.statistics()
-    return not manager.others and statistics.operations_in_flight == statistics.tasks_waiting_read
+    return not manager.concurrent and statistics.operations_in_flight == statistics.tasks_waiting_read
 
 
 @pytest.fixture

@@ -340,7 +340,7 @@ def test_others_run_at_every_refill_and_every_millisecond(ring: Backend, room: P
             count = 0
             async for _ in file:
                 # Whoever takes long over a line.
-                until = time.monotonic() + 1.1 * _files.TURN
+                until = time.monotonic() + 1.1 * _files.SCHEDULE_PERIOD
                 while time.monotonic() < until:
                     pass
                 count += 1

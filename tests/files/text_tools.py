@@ -104,7 +104,7 @@ class Buffer:
         self.before("write")
         return int(self.file.write(data))
 
-    def put_off(self, error: BaseException) -> None:
+    def redeliver(self, error: BaseException) -> None:
         """Whoever drives this one has seen the error."""
 
     async def flush(self) -> None:

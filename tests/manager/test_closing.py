@@ -152,7 +152,7 @@ def test_close_then_notify(ring: Backend, kind: str) -> None:
                 assert b.recv(1) == b""
             assert isinstance(waiter.error, trio.ClosedResourceError)
             await blocked()
-            assert not manager().leaving
+            assert not manager().cancelling
             assert manager().statistics().operations_in_flight == 1
 
     run(ring, main)
@@ -281,7 +281,7 @@ def test_f17_the_number_is_free_in_the_same_tick(ring: Backend, kind: str) -> No
                     assert newcomer.ready
             assert isinstance(waiter.error, trio.ClosedResourceError)
             await blocked()
-            assert not manager().leaving
+            assert not manager().cancelling
 
     run(ring, main)
 
@@ -345,7 +345,7 @@ def test_f18_after_a_cancelled_operation(ring: Backend) -> None:
                 assert b.recv(1) == b""
             assert waiter.scope.cancelled_caught
             await blocked()
-            assert not manager().leaving
+            assert not manager().cancelling
 
     run(ring, main)
 
@@ -385,7 +385,7 @@ def test_f18_operations_of_which_there_may_be_many(ring: Backend, cancelled: boo
                 await blocked()
                 os.write(w, b"x")
             assert waiter.ready
-            assert not manager().others
+            assert not manager().concurrent
 
     run(ring, main)
 
@@ -445,7 +445,7 @@ def test_f18_many_cancelled_waits_end_in_one_close(ring: Backend) -> None:
                 """After all tasks of a tick, before its entries are handed to the kernel."""
 
                 def before_io_wait(self, timeout: float) -> None:
-                    if manager().leaving.get(fd) == count:
+                    if manager().cancelling.get(fd) == count:
                         trio.lowlevel.notify_closing(fd)
                         a.close()
                         told.append(b.recv(1))
@@ -457,7 +457,7 @@ def test_f18_many_cancelled_waits_end_in_one_close(ring: Backend) -> None:
                     nursery.start_soon(wait)
             assert told == [b""]
             await blocked()
-            assert not manager().leaving
+            assert not manager().cancelling
 
     run(ring, main)
 
@@ -606,13 +606,13 @@ def test_stale_completion_of_a_ready_poll(ring: Backend) -> None:
                     newcomer.scope.cancel()
                     await newcomer.ended.wait()
             await blocked()
-            assert not manager().leaving
+            assert not manager().cancelling
 
     run(ring, main)
 
 
 def test_books_are_empty_after_all_kinds_of_ends(ring: Backend) -> None:
-    """`leaving`, `readers`, `writers` and `inflight` hold what the kernel holds, and nothing else."""
+    """`cancelling`, `readers`, `writers` and `inflight` hold what the kernel holds, and nothing else."""
 
     async def main() -> None:
         await blocked()
@@ -638,10 +638,10 @@ def test_books_are_empty_after_all_kinds_of_ends(ring: Backend) -> None:
                 assert isinstance(closed.error, trio.ClosedResourceError)
         await blocked()
         assert m.statistics().operations_in_flight == 1  # Trio's own wake-up socket
-        assert not m.between
+        assert not m.requeueing
         assert len(m.readers) == 1
         assert not m.writers
-        assert not m.leaving
+        assert not m.cancelling
 
     run(ring, main)
 

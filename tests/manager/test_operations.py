@@ -367,8 +367,8 @@ def test_f15_all_the_ways_to_say_cancelled(result: int, asked: str) -> None:
                 assert reader.scope.cancelled_caught
             else:
                 assert isinstance(reader.error, trio.ClosedResourceError)
-            assert not manager().leaving
-            assert not manager().between
+            assert not manager().cancelling
+            assert not manager().requeueing
 
     with simulated(manual=True) as rings:
         trio.run(main)
@@ -413,7 +413,7 @@ def test_cancelled_and_closed() -> None:
                     assert reader.scope.cancelled_caught
                 else:
                     assert isinstance(reader.error, trio.ClosedResourceError)
-                assert not manager().leaving
+                assert not manager().cancelling
         assert ring.counters().inflight == 1
 
     with simulated(manual=True) as rings:
@@ -438,7 +438,7 @@ def test_f28_an_interruption_that_nobody_asked_for(result: int) -> None:
                 os.write(w, b"x")
             assert reader.data == b"x"
             assert ring.counters().submitted >= 4
-            assert not manager().between
+            assert not manager().requeueing
 
     with simulated(seed=None) as rings:
         trio.run(main)
@@ -489,8 +489,8 @@ def test_f20_eagain_polls_and_tries_again(ends_by: str) -> None:
                 assert reader.scope.cancelled_caught
             else:
                 assert isinstance(reader.error, trio.ClosedResourceError)
-            assert not manager().between
-            assert not manager().leaving
+            assert not manager().requeueing
+            assert not manager().cancelling
 
     with simulated(seed=None) as rings:
         trio.run(main)
@@ -513,7 +513,7 @@ def test_f17_closed_between_two_attempts(result: int, stage: str) -> None:
                 """After completions have been processed and before any task runs."""
 
                 def after_io_wait(self, timeout: float) -> None:
-                    if armed and manager().between and (stage == "after the read" or r not in manager().readers):
+                    if armed and manager().requeueing and (stage == "after the read" or r not in manager().readers):
                         trio.lowlevel.notify_closing(r)
                         closed.append(True)
 
@@ -537,7 +537,7 @@ def test_f17_closed_between_two_attempts(result: int, stage: str) -> None:
             assert isinstance(reader.error, trio.ClosedResourceError)
             await blocked()
             assert not reads
-            assert not manager().between
+            assert not manager().requeueing
             if stage == "after the poll":
                 assert os.read(r, 100) == b"not for a closed reader"
 
@@ -706,13 +706,13 @@ def test_f1_memory_lives_on_when_the_coroutine_is_closed() -> None:
             assert [p.cancelled for p in ring.pending() if p.opcode == OP_READ] == [True]
             # The direction is free for others, and the file is still held: a close must know.
             assert r not in manager().readers
-            assert manager().leaving == {r: 1}
+            assert manager().cancelling == {r: 1}
             ring.complete(only(ring), 1)
             await blocked()
             gc.collect()
             assert alive() is None
             assert discarded == [1]
-            assert not manager().leaving
+            assert not manager().cancelling
 
     with simulated(manual=True) as rings:
         trio.run(main)
@@ -726,7 +726,7 @@ def test_a_closed_coroutine_of_a_poll() -> None:
             coroutine.close()
             assert r not in manager().readers
             await blocked()
-            assert not manager().leaving
+            assert not manager().cancelling
             os.write(w, b"x")
             await trio.lowlevel.wait_readable(r)
 
@@ -935,8 +935,8 @@ async def conserve(seed: int) -> None:
                 got[number] += os.read(r, 1 << 20)
         assert got == written
         await blocked()
-        assert not manager().leaving
-        assert not manager().between
+        assert not manager().cancelling
+        assert not manager().requeueing
         assert manager().statistics().operations_in_flight == 1
 
 
@@ -982,7 +982,7 @@ def test_readiness_on_the_simulated_ring(seed: int) -> None:
                 assert cancelled.scope.cancelled_caught
                 a.recv(10)
             await blocked()
-            assert not manager().leaving
+            assert not manager().cancelling
 
     with simulated(seed=seed):
         trio.run(main)
@@ -1005,7 +1005,7 @@ def test_a_late_completion_of_a_cancelled_poll_is_nobodys() -> None:
                 ring.complete(first, 1)
                 await blocked()
                 assert not new.ended.is_set()
-                assert not manager().leaving
+                assert not manager().cancelling
                 (second,) = [p.user_data for p in ring.pending() if p.fd == r]
                 ring.complete(second, 1)
             assert new.ready
@@ -1025,7 +1025,7 @@ def test_a_doubled_completion_is_dropped() -> None:
             ring.inject(OP_POLL_ADD, 1, copies=2)
             await trio.lowlevel.wait_readable(r)
             await blocked()
-            assert not manager().leaving
+            assert not manager().cancelling
 
     with simulated(seed=None) as rings:
         trio.run(main)
@@ -1052,11 +1052,11 @@ def test_f16_a_multishot_poll_that_ends_is_armed_again() -> None:
                 await writer.ended.wait()
                 assert writer.ready
                 # It was ready, so it is cancelled, and that it still was the kernel's is in the books.
-                assert manager().leaving == {a.fileno(): 1}
+                assert manager().cancelling == {a.fileno(): 1}
                 await blocked()
                 ring.complete(poll, -errno.ECANCELED)
             await blocked()
-            assert not manager().leaving
+            assert not manager().cancelling
 
     with simulated(manual=True) as rings:
         trio.run(main)

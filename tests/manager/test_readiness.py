@@ -496,7 +496,7 @@ def test_cancelling_a_writer_whose_peer_is_half_closed(ring: Backend) -> None:
                 assert waiter.scope.cancelled_caught
             await blocked()
             assert manager().statistics().operations_in_flight == quiet
-            assert not manager().leaving
+            assert not manager().cancelling
 
     run(ring, main)
 
@@ -551,7 +551,7 @@ def test_huge_descriptor(backend: Backend, huge: int) -> None:
         with pytest.raises(OverflowError):
             await trio.lowlevel.wait_readable(huge)
         if backend != "epoll":
-            assert not manager().leaving
+            assert not manager().cancelling
             assert huge not in manager().readers
 
     run(backend, main)
@@ -666,7 +666,7 @@ def test_thousands_of_descriptors(small: bool) -> None:
                         nursery.cancel_scope.cancel()
                 assert all(waiter.ready is ready and waiter.error is None for waiter in waiters)
             await blocked()
-            assert not manager().leaving
+            assert not manager().cancelling
             assert manager().statistics().operations_in_flight == 1
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

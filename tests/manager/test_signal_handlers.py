@@ -86,8 +86,8 @@ async def settled(before: int) -> None:
         trio._core._run.GLOBAL_RUN_CONTEXT.runner.entry_queue.wakeup.wakeup_sock.fileno()
     }
     assert not manager().writers
-    assert not manager().others
-    assert not manager().leaving
+    assert not manager().concurrent
+    assert not manager().cancelling
 
 
 def forget_and_reuse() -> list[bytes]:

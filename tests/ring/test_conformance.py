@@ -581,7 +581,7 @@ def test_cancel_sync_is_for_the_owner(ring: Ring) -> None:
         theirs = type(ring)(8)
         try:
             theirs.wait(0)
-            theirs.present()
+            theirs.owner_back()
             theirs.queue(OP_NOP, ONE)
             try:
                 ring.cancel_sync(user_data=ONE, timeout=0)
@@ -592,7 +592,7 @@ def test_cancel_sync_is_for_the_owner(ring: Ring) -> None:
             theirs.close()
 
     ring.wait(0)
-    ring.present()
+    ring.owner_back()
     ring.queue(OP_NOP, ONE)
     told, queued = InThread(elsewhere).result()
     assert "another thread" in str(told)
@@ -892,7 +892,7 @@ def test_entries_queued_while_away_are_submitted_at_once(ring: Ring) -> None:
     assert ring.wait(0) is None
     ring.queue(OP_NOP, ONE)
     assert ring.queued == 0
-    ring.present()
+    ring.owner_back()
     ring.queue(OP_NOP, TWO)
     assert ring.queued == 1
     reap(ring, 2)
@@ -1033,7 +1033,7 @@ def test_use_after_close(ring: Ring, pipe: tuple[int, int]) -> None:
             call()
     ring.cancel(ONE)  # there is nothing left to cancel, and a task's end must not fail for that
     ring.wake()
-    ring.present()
+    ring.owner_back()
     assert (ring.queued, ring.sq_entries, ring.cq_entries, ring.fileno()) == (0, 0, 0, -1)
     assert ring.counters().completed == 1
     assert "closed" in repr(ring)
@@ -1211,7 +1211,7 @@ def test_a_forked_child_gets_an_error_and_leaves_the_ring_alone(ring: Ring, pipe
     buffer = memory(1)
     ring.queue(OP_READ, ONE, pipe[0], buffer, 1)
     assert settle(ring) == []
-    ring.present()
+    ring.owner_back()
     ring.queue(OP_NOP, TWO)
     before = ring.counters().enters
     descriptor = ring.fileno()

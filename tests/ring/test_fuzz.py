@@ -114,8 +114,8 @@ class Play:
         self.ring.wake()
         assert self.wait(1, 0), "a wake-up was lost"
 
-    def present(self, *_: int) -> None:
-        self.ring.present()
+    def owner_back(self, *_: int) -> None:
+        self.ring.owner_back()
 
     def wait(self, times: int, _: int) -> bool:
         ended = False

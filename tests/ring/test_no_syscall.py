@@ -57,7 +57,7 @@ def test_a_wait_that_submits_makes_one(tmp_path: Path) -> None:
     calls = traced(
         tmp_path,
         "for number in range(100):\n"
-        "    ring.present()\n"
+        "    ring.owner_back()\n"
         "    for each in range(5):\n"
         "        ring.queue(OP_NOP, 100 + 5 * number + each)\n"
         "    assert len(ring.wait(0)) == 15",
@@ -70,7 +70,7 @@ def test_a_wait_that_sleeps_makes_one(tmp_path: Path) -> None:
     calls = traced(
         tmp_path,
         "for number in range(20):\n"
-        "    ring.present()\n"
+        "    ring.owner_back()\n"
         "    ring.queue(OP_NOP, 100 + number)\n"
         "    assert len(ring.wait(None)) == 3\n"
         "    assert ring.wait(0.001) is None",
@@ -95,7 +95,7 @@ def test_a_batch_of_a_small_ring_makes_one_for_each_two_entries(tmp_path: Path) 
     """A full queue is flushed, not more often than it is full."""
     calls = traced(
         tmp_path,
-        "ring.present()\n"
+        "ring.owner_back()\n"
         "for number in range(100):\n"
         "    ring.queue(OP_NOP, 100 + number)\n"
         "seen = 0\n"

@@ -94,9 +94,9 @@ class Model(RuleBasedStateMachine):
         assert self.ring.queued == 0
 
     @rule()
-    def present(self) -> None:
+    def owner_back(self) -> None:
         self.away = False
-        self.ring.present()
+        self.ring.owner_back()
 
     @rule()
     def wake(self) -> None:

@@ -931,7 +931,7 @@ def test_descriptors_of_an_abandoned_receive_are_closed(ring: Backend) -> None:
             await a.sendmsg([b"x"], rights(0, 1))
             operation = _messages._begin_receive(False, b._sock, 10, 4 * ONE_FD)  # type: ignore[attr-defined]
             assert operation is not None
-            operation.torn_down()  # its cancel is behind the entry, and the message is there: it comes too late
+            operation.unwind()  # its cancel is behind the entry, and the message is there: it comes too late
             await blocked()
             with pytest.raises(BlockingIOError):
                 raw.recv(1)
@@ -949,7 +949,7 @@ def test_descriptors_are_closed_where_the_task_is_torn_down_after_the_completion
             assert operation is not None
             await operation.trap
             assert len(descriptors()) == len(before) + 2
-            operation.torn_down()
+            operation.unwind()
             assert descriptors() == before
 
     run(ring, main)

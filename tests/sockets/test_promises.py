@@ -1396,8 +1396,8 @@ def test_nothing_is_left_in_the_books(ring: Backend) -> None:
         await blocked()
         assert [books.readers, in_flight()] == before
         assert not books.writers
-        assert not books.leaving
-        assert not books.between
+        assert not books.cancelling
+        assert not books.requeueing
         at_rest = books.receives + books.sends
         assert set(books.operations.values()) == {*books.readers.values(), *at_rest}
 

@@ -36,7 +36,7 @@ from .._loop.calls import replaces, ring_manager
 from .._loop.manager import UringIOManager
 from .._loop.operation import GLOBAL_RUN_CONTEXT
 from .binary import BINARY
-from .engine import METHODS, UNTOUCHED, Engine, open_builtin, own, served
+from .engine import METHODS, PASSIVE_ATTRIBUTES, Engine, open_builtin, own, served
 
 # Where an AsyncFile or a stream keeps its engine.
 ENGINE: Final = "_trio_uring_engine"
@@ -69,11 +69,11 @@ def _hold(holder: Any, real: Any) -> None:
         holder.__dict__[ENGINE] = engine
 
 
-def _give(holder: Any) -> None:
+def _sync_to_builtin(holder: Any) -> None:
     """Somebody is about to see the builtin file."""
     engine: Engine | None = holder.__dict__.get(ENGINE)
     if engine is not None:
-        engine.hand_over()
+        engine.release_to_builtin()
 
 
 # ------------------------------------------------------------------ in place of a thread
@@ -96,16 +96,16 @@ class to_thread:
         if manager is None:
             engine = _owned.get(id(real))
             if engine is not None:
-                engine.hand_over()
+                engine.release_to_builtin()
         elif type(real) in FILES:
             engine = _owned.get(id(real)) or served(real)
-            if engine is not None and not engine.given:
+            if engine is not None and not engine.released:
                 name = func.__name__
                 if name == "close":
                     return await engine.aclose()
                 if name in METHODS:
                     return await getattr(engine, name)(*args)
-                engine.hand_over()
+                engine.release_to_builtin()
         elif func is open or (type(real) is pathlib.PosixPath and func.__name__ == "open"):
             return await self._open(manager, func, args, options)
         return await self._original.run_sync(func, *args, **options)
@@ -149,7 +149,7 @@ def file_wrapped(original: property) -> property:
 
     @functools.wraps(get)
     def wrapped(self: Any) -> Any:
-        _give(self)
+        _sync_to_builtin(self)
         return get(self)
 
     return property(wrapped, doc=original.__doc__)
@@ -161,11 +161,11 @@ def file_getattr(original: Callable[[Any, str], Any]) -> Callable[[Any, str], An
     @functools.wraps(original)
     def __getattr__(self: Any, name: str) -> Any:
         engine: Engine | None = self.__dict__.get(ENGINE)
-        if engine is not None and name not in UNTOUCHED:
+        if engine is not None and name not in PASSIVE_ATTRIBUTES:
             if name == "newlines" and type(engine.real) is io.TextIOWrapper:
                 return engine.newlines
             if hasattr(engine.real, name):
-                engine.hand_over()
+                engine.release_to_builtin()
         return original(self, name)
 
     return __getattr__
@@ -177,7 +177,7 @@ def file_aclose(original: Callable[[Any], Awaitable[None]]) -> Callable[[Any], A
     @replaces(original)
     async def aclose(self: Any) -> None:
         engine: Engine | None = self.__dict__.get(ENGINE)
-        if engine is None or engine.given or engine.real is not self._fp or manager_on_trio() is None:
+        if engine is None or engine.released or engine.real is not self._fp or manager_on_trio() is None:
             await original(self)
         else:
             await engine.aclose()
@@ -207,7 +207,7 @@ def file_aiter(original: Callable[[Any], AsyncIterator[Any]]) -> Callable[[Any],
                     and not task._runner.ki_pending
                 ):
                     line = next(engine.core.ready, None)
-                if line is None and engine.real is self._fp and not engine.given and manager_on_trio() is not None:
+                if line is None and engine.real is self._fp and not engine.released and manager_on_trio() is not None:
                     line = await engine.next_line()  # type: ignore[attr-defined]
             if line is None:
                 line = await self.readline()
@@ -240,7 +240,7 @@ def stream_attributes(original: property) -> property:
     @functools.wraps(get)
     def extra_attributes(self: Any) -> Mapping[Any, Callable[[], Any]]:
         def file() -> Any:
-            _give(self)
+            _sync_to_builtin(self)
             return self._file
 
         return {**get(self), get.__globals__["FileStreamAttribute"].file: file}

@@ -16,13 +16,13 @@ from typing import Any, Final
 
 import trio
 
-from .._loop.calls import ASIDE, CURRENT, MOST, Lent
+from .._loop.calls import CURRENT_POSITION, MAX_RW_COUNT, WORKER_THRESHOLD, Pinned
 from .._loop.manager import UringIOManager
-from .._loop.operation import Operation, put_off
+from .._loop.operation import Operation, redeliver
 from .._ring.ring import IOSQE_ASYNC, OP_FTRUNCATE, OP_READ, OP_WRITE, ffi, lib, supported_operations
 
 # What is read ahead grows to so many bytes while a file is read in order.
-MOST_AHEAD: Final = 64 * 1024
+MAX_READ_AHEAD: Final = 64 * 1024
 
 BUFFERED: Final = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
 BINARY: Final = (io.FileIO, *BUFFERED)
@@ -50,24 +50,24 @@ def integer(value: Any) -> int:
     return number
 
 
-def _blank(size: int) -> bytes:
+def _new_bytes(size: int) -> bytes:
     """A new bytes object for the kernel to fill, before anybody else sees it; never one of the interpreter's shared ones."""
     return bytes(size if size > 1 else 2)
 
 
-class Prompt(Operation):
+class SubmittedAtOnce(Operation):
     """Submitted at once: before the tick ends a wrapped file's owner may close it, and the number be another file's (F17)."""
 
     __slots__ = ()
 
-    async def asleep(self, queue: Callable[..., object], *arguments: Any) -> None:
+    async def queue_and_wait(self, queue: Callable[..., object], *arguments: Any) -> None:
         """As for every operation."""
 
         def submitted() -> None:
             queue(*arguments)
             self.manager.ring.submit()
 
-        await super().asleep(submitted)
+        await super().queue_and_wait(submitted)
 
 
 class BinaryFile:
@@ -78,7 +78,7 @@ class BinaryFile:
     has not reached the file is not taken.
     """
 
-    put_off = staticmethod(put_off)
+    redeliver = staticmethod(redeliver)
 
     def __init__(self, real: Any, shared: bool = False) -> None:
         self.real = real
@@ -162,8 +162,12 @@ class BinaryFile:
         if self.shared and self.closed:
             raise ValueError("I/O operation on closed file.")
         before = os.lseek(self.fd, 0, os.SEEK_CUR)
-        done = await (Prompt if self.shared else Operation)(self.manager, self.fd, keep, None).perform(
-            opcode, address, min(size, MOST), CURRENT, sqe_flags=IOSQE_ASYNC if size > ASIDE else 0
+        done = await (SubmittedAtOnce if self.shared else Operation)(self.manager, self.fd, keep, None).perform(
+            opcode,
+            address,
+            min(size, MAX_RW_COUNT),
+            CURRENT_POSITION,
+            sqe_flags=IOSQE_ASYNC if size > WORKER_THRESHOLD else 0,
         )
         if done < size and not self.closed:
             # The kernel tried for the rest. Where that was an error, it does not move the position (6.18).
@@ -191,9 +195,9 @@ class BinaryFile:
         if remaining <= 0:
             if remaining == 0:
                 return False
-            remaining = max(self._end - self._start, MOST_AHEAD)
-        size = min(size, remaining, MOST)
-        memory = _blank(size)
+            remaining = max(self._end - self._start, MAX_READ_AHEAD)
+        size = min(size, remaining, MAX_RW_COUNT)
+        memory = _new_bytes(size)
         got = await self._read(ffi.from_buffer(memory), size)
         if self._end > self._start:
             memory = self._data[self._start : self._end] + memory[:got]
@@ -205,7 +209,7 @@ class BinaryFile:
         while (missing := size - (self._end - self._start)) > 0:
             if missing < self._ahead:
                 missing = self._ahead
-                self._ahead = min(2 * missing, max(MOST_AHEAD, self.size))
+                self._ahead = min(2 * missing, max(MAX_READ_AHEAD, self.size))
             if not await self._more(missing):
                 break
 
@@ -270,15 +274,15 @@ class BinaryFile:
         if self._end > self._start:
             return self._take(size)
         remaining = lib.tu_remaining(self.fd)
-        size = min(size, MOST, remaining) if remaining >= 0 else min(size, MOST)
+        size = min(size, MAX_RW_COUNT, remaining) if remaining >= 0 else min(size, MAX_RW_COUNT)
         if size == 0:
             return b""
-        memory = _blank(size)
+        memory = _new_bytes(size)
         return memory[: await self._read(ffi.from_buffer(memory), size)]
 
     async def readinto(self, buffer: Any) -> int:
         """As `read`, into the caller's memory."""
-        with Lent(self._writable(buffer)) as address:
+        with Pinned(self._writable(buffer)) as address:
             return await self._fill(address)
 
     async def _fill(self, address: Any) -> int:
@@ -303,7 +307,7 @@ class BinaryFile:
 
     async def readinto1(self, buffer: Any) -> int:
         """As `read1`, into the caller's memory."""
-        with Lent(self._writable(buffer)) as address:
+        with Pinned(self._writable(buffer)) as address:
             size = len(address)
             await self._before_reading()
             if self._end == self._start:
@@ -401,7 +405,7 @@ class BinaryFile:
             memory = ffi.from_buffer(data)
         except (TypeError, ValueError, BufferError):
             raise Refused from None
-        with Lent(memory):
+        with Pinned(memory):
             return await self._put(memory)
 
     async def _put(self, data: Any) -> int:
@@ -435,7 +439,7 @@ class BinaryFile:
                 raise
             finally:
                 if interrupt is not None:
-                    put_off(interrupt)
+                    redeliver(interrupt)
         return done
 
     async def writelines(self, lines: Iterable[Any]) -> None:
@@ -499,7 +503,7 @@ class BinaryFile:
 
     # ------------------------------------------------------------------ giving and taking
 
-    def give(self) -> None:
+    def sync_to_builtin(self) -> None:
         """The builtin object has everything: see the module."""
         self.rewind()
         self.real.tell()
@@ -507,7 +511,7 @@ class BinaryFile:
             self.real.write(bytes(self.pending))
             self.pending.clear()
 
-    def take(self) -> None:
+    def sync_from_builtin(self) -> None:
         """The builtin object's buffer is empty and its position is the file's."""
         if self._can_read and self.buffered:
             position = self.real.tell()

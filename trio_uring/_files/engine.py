@@ -16,18 +16,18 @@ The position is the kernel's own: every read and write is one at "the file's cur
 whoever shares the open file (a child process), see what they see today. The builtin object's buffer is empty as long as
 an engine serves it; what is read ahead or not written yet is in `BinaryFile`.
 
-Giving and taking
------------------
-`give` hands everything to the builtin object: data not yet written goes into its buffer, the position goes back by what was
-read ahead. lseek(2) first, then the object's own `tell` or `seek`, because a buffered object believes what it remembers.
+Two objects, one state
+----------------------
+`sync_to_builtin` hands everything to the builtin object: data not yet written goes into its buffer, the position goes back by
+what was read ahead. lseek(2) first, then the object's own `tell` or `seek`, because a buffered object believes what it remembers.
 There are two uses.
 
-    - A file that nobody else can know of (`open_file` made it) is given once: when somebody reaches for the builtin object
+    - A file that nobody else can know of (`open_file` made it) is released once: when somebody reaches for the builtin object
       (`wrapped`, `buffer`, `raw`, `detach`), or calls in a run that is not on the ring. From then on Trio's own way serves it.
     - A file that came from outside (`wrap_file`) may be used by its owner between any two calls. So each call begins with
-      `take`, which adopts the builtin object's position and empties its buffer, and ends with `give`. Writes are
-      not held back then, since nothing can be taken back out of a builtin's buffer unwritten. Entries are submitted at once,
-      because the owner may close the file.
+      `sync_from_builtin`, which adopts the builtin object's position and empties its buffer, and ends with `sync_to_builtin`.
+      Writes are not held back then, since nothing can be taken back out of a builtin's buffer unwritten. Entries are submitted
+      at once, because the owner may close the file.
 
 What is served
 --------------
@@ -44,8 +44,8 @@ For other modules
 `open_builtin`  the builtin `open`, with that openat.
 `own`           the engine of a builtin file that only the caller holds; keep it beside the file.
 `served`        the engine of a builtin file that others may hold as well; one for each file, however many ask.
-`hand_over`     call it before the builtin object is shown to anybody or used by other means.
-`UNTOUCHED`     attributes of the builtin object that may be read without that.
+`release_to_builtin`     call it before the builtin object is shown to anybody or used by other means.
+`PASSIVE_ATTRIBUTES`     attributes of the builtin object that may be read without that.
 
 An engine has the builtin's own methods as coroutines, each a checkpoint, and `aclose`. They may be called anywhere in
 Trio: where the ring is not there they hand over and go through a worker thread.
@@ -76,15 +76,15 @@ from trio.lowlevel import Task
 
 from .._loop.calls import AT_FDCWD, replaces, ring_manager
 from .._loop.manager import UringIOManager
-from .._loop.operation import GLOBAL_RUN_CONTEXT, NewDescriptor, put_off
+from .._loop.operation import GLOBAL_RUN_CONTEXT, NewDescriptor, redeliver
 from .._ring.ring import IOSQE_ASYNC, OP_OPENAT, ffi, lib
 from .binary import BINARY, BUFFERED, BinaryFile, Refused, integer
 from .text import STATELESS, TextFile
 
 # Seconds that `async for` may go on without a schedule point.
-TURN: Final = 0.001
+SCHEDULE_PERIOD: Final = 0.001
 
-UNTOUCHED: Final = frozenset(
+PASSIVE_ATTRIBUTES: Final = frozenset(
     (
         "closed", "closefd", "encoding", "errors", "fileno", "isatty", "line_buffering", "mode", "name", "readable",
         "seekable", "writable", "write_through",
@@ -108,7 +108,7 @@ class Engine:
       newline: as given to `open`; only for text.
 
     Attributes:
-      given: it has been handed over for good.
+      released: it has been handed over for good.
       busy: a call is being served.
       dropped: what writes out if nobody closes the file, once there may be something to write.
       reader, until: the task that may take a line from `core.ready` without asking for its turn, and until when.
@@ -116,12 +116,12 @@ class Engine:
 
     def __init__(self, real: Any, shared: bool, newline: str | None) -> None:
         self.real = real
-        self.given = False
+        self.released = False
         self.busy = False
         self.reader: Task | None = None
         self.until = 0.0
         self.shared = shared
-        self._give_later = False
+        self._sync_later = False
         self._queue: trio.lowlevel.ParkingLot | None = None
         self.dropped: Any = None
         # The cookie and the version of the file, and the binary file's position, at the last give.
@@ -150,7 +150,7 @@ class Engine:
     @property
     def newlines(self) -> Any:
         """As of the builtin text file."""
-        return self.real.newlines if self.given else self.core.newlines
+        return self.real.newlines if self.released else self.core.newlines
 
     # ------------------------------------------------------------------ one at a time
 
@@ -162,9 +162,9 @@ class Engine:
 
     def release(self) -> None:
         try:
-            if self._give_later:
-                self._give_later = False
-                _give(self.real, self.core, self.binary)
+            if self._sync_later:
+                self._sync_later = False
+                _sync_to_builtin(self.real, self.core, self.binary)
         finally:
             if self._queue:
                 self._queue.unpark()
@@ -179,7 +179,7 @@ class Engine:
         KeyboardInterrupt that is there before.
         """
         manager = self.manager()
-        if manager is None or (self.given and not self.busy):
+        if manager is None or (self.released and not self.busy):
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self.real.close)
             return
@@ -202,7 +202,7 @@ class Engine:
         try:
             self.binary.manager = manager
             try:
-                while not self.given and not _is_closed(self.real):
+                while not self.released and not _is_closed(self.real):
                     try:
                         await self.core.flush()
                         break
@@ -211,9 +211,9 @@ class Engine:
                         interrupt = error
             finally:
                 if interrupt is not None:
-                    put_off(interrupt)
+                    redeliver(interrupt)
                 self._forget()
-                if self.given:
+                if self.released:
                     await trio.to_thread.run_sync(self.real.close)
                 else:
                     self.real.close()
@@ -233,14 +233,14 @@ class Engine:
         """Of the run that the caller is in; where it is not on the ring, the file is handed over."""
         manager = ring_manager()
         if manager is None:
-            self.hand_over()
+            self.release_to_builtin()
         return manager
 
     @trio.lowlevel.enable_ki_protection
-    def hand_over(self) -> None:
+    def release_to_builtin(self) -> None:
         """The builtin object has everything, and Trio's own way serves it from now on."""
-        if not self.given:
-            self.given = True
+        if not self.released:
+            self.released = True
             self.reader = None
             _handed_over.add(self.real)
             if self.dropped is not None:
@@ -248,16 +248,16 @@ class Engine:
             if self.shared:
                 pass  # it is given after every call
             elif self.busy:
-                self._give_later = True  # the kernel is at work
+                self._sync_later = True  # the kernel is at work
             elif not _is_closed(self.real):
-                _give(self.real, self.core, self.binary)
+                _sync_to_builtin(self.real, self.core, self.binary)
 
     def watch(self) -> None:
         """If nobody closes the file, what was not written reaches the builtin object, which then ends as it always does.
 
         That object must live until then, so what keeps it alive is not the engine, but the registry of finalizers.
         """
-        self.dropped = weakref.finalize(self, _give, self.real, self.core, self.binary)
+        self.dropped = weakref.finalize(self, _sync_to_builtin, self.real, self.core, self.binary)
 
     # ------------------------------------------------------------------ sharing
 
@@ -275,10 +275,10 @@ class Engine:
             self._left = self._left[0], self._version()
         return length
 
-    async def _take(self, name: str) -> None:
+    async def _sync_from_builtin(self, name: str) -> None:
         """Adopt what others did with the builtin object. Raises what it raises where it cannot tell its position."""
         if not isinstance(self.core, TextFile):
-            self.binary.take()
+            self.binary.sync_from_builtin()
             return
         real = self.real
         facts = _facts_of(real, _newline_of(real))
@@ -291,7 +291,7 @@ class Engine:
             return
         cookie = real.tell()
         place = real.buffer.tell()
-        self.binary.take()
+        self.binary.sync_from_builtin()
         if (cookie, self._version()) == self._left:
             # Nobody has been here: what was decoded is still good, and the binary file goes on behind it.
             os.lseek(self.binary.fd, self._position, os.SEEK_SET)
@@ -304,7 +304,7 @@ class Engine:
         try:
             if name == "truncate" and isinstance(self.core, TextFile):
                 return await self._truncate_text(*args)
-            await self._take(name)
+            await self._sync_from_builtin(name)
         except (OSError, ValueError):
             return await trio.to_thread.run_sync(functools.partial(getattr(self.real, name), *args))
         try:
@@ -317,41 +317,41 @@ class Engine:
                     with trio.CancelScope(shield=True):
                         await self.core.flush()
                 except KeyboardInterrupt as error:
-                    put_off(error)
+                    redeliver(error)
             return result
         finally:
             if not _is_closed(self.real):
-                self._give_back()
+                self._sync_back()
 
     def _version(self) -> int:
         return os.fstat(self.binary.fd).st_mtime_ns if self.binary.writable() else 0
 
-    def _give_back(self) -> None:
+    def _sync_back(self) -> None:
         if isinstance(self.core, TextFile):
             self._position = os.lseek(self.binary.fd, 0, os.SEEK_CUR)
-            cookie = _give(self.real, self.core, self.binary)
+            cookie = _sync_to_builtin(self.real, self.core, self.binary)
             self._left = cookie, self._version()
         else:
-            self.binary.give()
+            self.binary.sync_to_builtin()
 
 
-def _give(real: Any, core: BinaryFile | TextFile, binary: BinaryFile) -> int:
+def _sync_to_builtin(real: Any, core: BinaryFile | TextFile, binary: BinaryFile) -> int:
     """Hands everything to the builtin object; its position, or cookie."""
     if not isinstance(core, TextFile):
-        binary.give()
+        binary.sync_to_builtin()
         return 0
     text = core.take_pending()
     binary.pending += text
     if _only_appends(core, binary):
-        binary.give()
+        binary.sync_to_builtin()
         return 0
     if binary.pending:
-        binary.give()
+        binary.sync_to_builtin()
         real.buffer.flush()  # what is appended is not where the position was; and the seek below does it anyway
         cookie = real.buffer.tell()
     else:
         cookie = core.cookie(binary.position())
-        binary.give()
+        binary.sync_to_builtin()
     return int(real.seek(cookie))
 
 
@@ -414,7 +414,7 @@ def _method(name: str, ours: str, least: int, most: int) -> Callable[..., Awaita
 
     async def method(self: Engine, *args: Any, **kwargs: Any) -> Any:
         manager = self.manager()
-        if manager is None or (self.given and not self.busy):
+        if manager is None or (self.released and not self.busy):
             return await trio.to_thread.run_sync(functools.partial(getattr(self.real, name), *args, **kwargs))
         task = GLOBAL_RUN_CONTEXT.task
         points = task._schedule_points
@@ -427,7 +427,7 @@ def _method(name: str, ours: str, least: int, most: int) -> Callable[..., Awaita
         self.busy = True
         self.reader = None
         try:
-            if self.given:
+            if self.released:
                 return await trio.to_thread.run_sync(functools.partial(getattr(self.real, name), *args, **kwargs))
             self.binary.manager = manager
             if kwargs or not least <= len(args) <= most or _is_closed(self.real):
@@ -447,7 +447,7 @@ def _method(name: str, ours: str, least: int, most: int) -> Callable[..., Awaita
             await trio.lowlevel.cancel_shielded_checkpoint()
         if iterates and not self.busy and not self.shared:
             self.reader = task
-            self.until = time.monotonic() + TURN
+            self.until = time.monotonic() + SCHEDULE_PERIOD
         return result
 
     method.__name__ = ours
@@ -485,7 +485,7 @@ def _servable(real: Any) -> bool:
 
 
 def own(real: Any, newline: str | None = None) -> Engine | None:
-    """The engine of a builtin file that only the caller holds, and shows to nobody without `hand_over`; None if there is none.
+    """The engine of a builtin file that only the caller holds, and shows to nobody without `release_to_builtin`; or None.
 
     Args:
       newline: as it was given to `open`.
@@ -504,14 +504,14 @@ def served(real: Any) -> Engine | None:
         except (OSError, TypeError, ValueError):  # not hashable; in the middle of `for`; detached
             return None
         _engines[id(real)] = engine
-    return None if engine.given else engine
+    return None if engine.released else engine
 
 
-def hand_over(real: Any) -> None:
-    """Whoever serves this file through `served` is to stop: see `Engine.hand_over`."""
+def release_to_builtin(real: Any) -> None:
+    """Whoever serves this file through `served` is to stop: see `Engine.release_to_builtin`."""
     engine = _engines.get(id(real))
     if engine is not None:
-        engine.hand_over()
+        engine.release_to_builtin()
 
 
 # ------------------------------------------------------------------ opening
@@ -681,10 +681,10 @@ def _engine_of(wrapper: AsyncIOWrapper[Any]) -> Engine | None:
     return engine
 
 
-def _give_wrapped(wrapper: AsyncIOWrapper[Any]) -> None:
+def _release_wrapped(wrapper: AsyncIOWrapper[Any]) -> None:
     engine: Engine | None = wrapper.__dict__.get(ENGINE)
     if engine is not None:
-        engine.hand_over()
+        engine.release_to_builtin()
 
 
 @functools.cache
@@ -763,8 +763,8 @@ def wrapper_getattr(original: Callable[[Any, str], Any]) -> Callable[[Any, str],
                 return method
         elif name == "newlines" and isinstance(engine := self.__dict__.get(ENGINE), Engine):
             return engine.newlines if type(engine.real) is io.TextIOWrapper else engine.real.newlines
-        elif name not in UNTOUCHED and name in _file_io._FILE_SYNC_ATTRS:
-            _give_wrapped(self)
+        elif name not in PASSIVE_ATTRIBUTES and name in _file_io._FILE_SYNC_ATTRS:
+            _release_wrapped(self)
         return original(self, name)
 
     return __getattr__
@@ -777,7 +777,7 @@ def wrapper_wrapped(original: property) -> property:
 
     @functools.wraps(get)
     def wrapped(self: AsyncIOWrapper[Any]) -> Any:
-        _give_wrapped(self)
+        _release_wrapped(self)
         return get(self)
 
     return property(wrapped, doc=original.__doc__)
@@ -802,7 +802,7 @@ def wrapper_detach(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
 
     @replaces(original)
     async def detach(self: AsyncIOWrapper[Any]) -> Any:
-        _give_wrapped(self)
+        _release_wrapped(self)
         return await original(self)
 
     return detach
@@ -824,13 +824,13 @@ def wrapper_aclose(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
 
 
 def wrapper_anext(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """AsyncIOWrapper.__anext__: a line that is at hand is answered on the spot, for at most TURN seconds in a row."""
+    """AsyncIOWrapper.__anext__: a line that is at hand is answered on the spot, for at most SCHEDULE_PERIOD seconds in a row."""
     monotonic = time.monotonic
 
     @replaces(original)
     async def __anext__(self: AsyncIOWrapper[Any]) -> Any:
         engine: Engine | None = self.__dict__.get(ENGINE) or _engine_of(self)
-        if engine is None or engine.given:
+        if engine is None or engine.released:
             return await original(self)
         try:
             task: Task = GLOBAL_RUN_CONTEXT.task

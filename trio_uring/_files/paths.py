@@ -18,8 +18,8 @@ Cancellation
 What changes nothing (stat, reading) can be cancelled anywhere. What changes something is one entry wherever the kernel has
 one, and then its completion decides: `mkdir` cancelled has made the directory and says so, or has not. Where it takes
 several (mkdir with parents, writing a whole file), a cancel counts until the first of them has had an effect. From there on
-nothing ends them, KeyboardInterrupt no more than a cancel (`Steadfast`), because pathlib's callers do not know half a call; it
-takes as long as it takes today.
+nothing ends them, KeyboardInterrupt no more than a cancel (`Uninterrupted`), because pathlib's callers do not know half a call;
+it takes as long as it takes today.
 
 Whole files
 ===========
@@ -46,7 +46,17 @@ from typing import Any, Final
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
 
-from .._loop.calls import ASIDE, AT_FDCWD, CURRENT, MOST, AsyncMethod, Lent, replaces, ring_manager, uncleared
+from .._loop.calls import (
+    AT_FDCWD,
+    CURRENT_POSITION,
+    MAX_RW_COUNT,
+    WORKER_THRESHOLD,
+    AsyncMethod,
+    Pinned,
+    new_uninitialized,
+    replaces,
+    ring_manager,
+)
 from .._loop.manager import UringIOManager
 from .._loop.operation import Operation
 from .._ring.ring import (
@@ -91,7 +101,7 @@ ABSENT: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP
 Answer = Any  # what the method answers, or NotImplemented
 
 
-class Named(Operation):
+class PathOperation(Operation):
     """An operation on one or two paths. Its errors carry their names, as those of the os functions do.
 
     Args:
@@ -113,7 +123,7 @@ class Named(Operation):
             raise OSError(-self.result, os.strerror(-self.result), *self.names)
 
 
-class Steadfast(Operation):
+class Uninterrupted(Operation):
     """What a call does after its first effect: it goes on to its end, as the thread does in which pathlib runs otherwise.
 
     In place of a shield, which is none against KeyboardInterrupt: that stays pending, until after the call.
@@ -129,7 +139,7 @@ class Steadfast(Operation):
         while True:
             self.user_data = user_data = self.manager.next_user_data()
             queue = self.manager.ring.queue
-            await self.asleep(queue, opcode, user_data, self.fd, addr, length, offset, op_flags, sqe_flags)
+            await self.queue_and_wait(queue, opcode, user_data, self.fd, addr, length, offset, op_flags, sqe_flags)
             if self.result >= 0:
                 return self.result
             await self.failed()
@@ -139,7 +149,7 @@ class Steadfast(Operation):
         return Abort.FAILED
 
 
-class SteadfastNamed(Named, Steadfast):
+class UninterruptedPathOperation(PathOperation, Uninterrupted):
     """Both."""
 
     __slots__ = ()
@@ -166,9 +176,9 @@ async def _one_path(
     sys.audit(event, path, *audited)
     memory = _memory(path)
     if begun:
-        await SteadfastNamed(manager, (path,), memory).finish(opcode, memory, length, 0, flags)
+        await UninterruptedPathOperation(manager, (path,), memory).finish(opcode, memory, length, 0, flags)
     else:
-        await Named(manager, (path,), memory).perform(opcode, memory, length, 0, flags)
+        await PathOperation(manager, (path,), memory).perform(opcode, memory, length, 0, flags)
 
 
 async def _two_paths(
@@ -182,7 +192,7 @@ async def _two_paths(
 ) -> None:
     sys.audit(event, first, second, *directories)
     memory = _memory(first), _memory(second)
-    operation = Named(manager, (first, None, second), memory)
+    operation = PathOperation(manager, (first, None, second), memory)
     await operation.perform(opcode, memory[0], length, _address(memory[1]))
 
 
@@ -219,11 +229,13 @@ async def stat(manager: UringIOManager, path: str, follow_symlinks: bool = True,
     flags = AT_NO_AUTOMOUNT if follow_symlinks else AT_NO_AUTOMOUNT | AT_SYMLINK_NOFOLLOW
     where = _address(result)
     if begun:
-        await SteadfastNamed(manager, (path,), (memory, result)).finish(
+        await UninterruptedPathOperation(manager, (path,), (memory, result)).finish(
             OP_STATX, memory, STATX_BASIC_STATS, where, flags
         )
     else:
-        await Named(manager, (path,), (memory, result)).perform(OP_STATX, memory, STATX_BASIC_STATS, where, flags)
+        await PathOperation(manager, (path,), (memory, result)).perform(
+            OP_STATX, memory, STATX_BASIC_STATS, where, flags
+        )
     return stat_result(ffi.buffer(result))
 
 
@@ -347,21 +359,21 @@ async def _transfer(
     memory: Any,
     length: int,
     skip: int = 0,
-    offset: int = CURRENT,
+    offset: int = CURRENT_POSITION,
     begun: bool = False,
 ) -> int:
     """One read or write of what is in `memory`, from `skip` on. The operation keeps `memory`: a pointer into it owns nothing."""
-    size, aside = min(length, MOST), IOSQE_ASYNC if length >= ASIDE else 0
+    size, aside = min(length, MAX_RW_COUNT), IOSQE_ASYNC if length >= WORKER_THRESHOLD else 0
     if begun:
-        return await Steadfast(manager, fd, memory, None).finish(opcode, memory + skip, size, offset, 0, aside)
+        return await Uninterrupted(manager, fd, memory, None).finish(opcode, memory + skip, size, offset, 0, aside)
     return await Operation(manager, fd, memory, None).perform(opcode, memory + skip, size, offset, 0, aside)
 
 
 async def _to_the_end(manager: UringIOManager, fd: int, pieces: list[bytes], position: int | None) -> bytes:
     """These pieces and what follows, until read(2) answers nothing; from `position` on, where there are positions."""
-    memory = uncleared("char[]", SMALL)
+    memory = new_uninitialized("char[]", SMALL)
     while True:
-        offset = CURRENT if position is None else position
+        offset = CURRENT_POSITION if position is None else position
         size = await _transfer(manager, OP_READ, fd, memory, SMALL, offset=offset)
         if not size:
             return b"".join(pieces)
@@ -435,11 +447,11 @@ async def _write_whole(manager: UringIOManager, path: str, data: Any) -> None:
         regular = modes.S_ISREG(os.fstat(fd).st_mode)
         # A file has lost its contents: ended now, it would stay without. A pipe has had nothing yet.
         begun = regular
-        with Lent(ffi.from_buffer(data)) as memory:
+        with Pinned(ffi.from_buffer(data)) as memory:
             done, size = 0, len(memory)
             while done < size:
                 # After a short write the kernel may not have moved the file's position (see BinaryFile._write).
-                offset = done if regular else CURRENT
+                offset = done if regular else CURRENT_POSITION
                 done += await _transfer(manager, OP_WRITE, fd, memory, size - done, done, offset, begun)
                 begun = True
     except BaseException:
@@ -449,7 +461,7 @@ async def _write_whole(manager: UringIOManager, path: str, data: Any) -> None:
         os.close(fd)
     else:
         # Over a network this may take time, and fail.
-        await Steadfast(manager, fd, None, None).finish(OP_CLOSE, None, 0)
+        await Uninterrupted(manager, fd, None, None).finish(OP_CLOSE, None, 0)
 
 
 async def write_bytes(manager: UringIOManager, path: str, data: Any) -> Answer:

@@ -16,7 +16,7 @@ The offset -1 stands for the file's own position, which streams have not and odd
 
 A receive has memory of its own, and no provided buffer: kernels before 6.17 name a buffer in completions of IORING_OP_READ
 that took none (F36), and giving it back twice would hand it to two receives. The memory comes from malloc(3)
-uncleared. Nothing touches its pages before there is data, so an idle pipe costs address space (docs/differences.md has
+new_uninitialized. Nothing touches its pages before there is data, so an idle pipe costs address space (docs/differences.md has
 the figure).
 
 Child processes
@@ -36,7 +36,7 @@ from typing import Any, Final, NoReturn
 import trio
 from trio._unix_pipes import DEFAULT_RECEIVE_SIZE
 
-from .._loop.calls import CURRENT, MOST, AsyncMethod, replaces, ring_manager, uncleared
+from .._loop.calls import CURRENT_POSITION, MAX_RW_COUNT, AsyncMethod, new_uninitialized, replaces, ring_manager
 from .._loop.manager import UringIOManager
 from .._loop.operation import Operation
 from .._ring.ring import OP_READ, OP_WRITE, ffi
@@ -71,14 +71,16 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
             or fd < 0
             or fd in manager.readers
             or type(most) is not int
-            or not 0 < most <= MOST
+            or not 0 < most <= MAX_RW_COUNT
             or UringIOManager.wait_readable is not WAIT_READABLE
         ):
             return await original(self, max_bytes)  # type: ignore[no-any-return]
-        memory = uncleared("char[]", most)
+        memory = new_uninitialized("char[]", most)
         detector._held = True
         try:
-            received = await Operation(manager, fd, memory, manager.readers).perform(OP_READ, memory, most, CURRENT)
+            received = await Operation(manager, fd, memory, manager.readers).perform(
+                OP_READ, memory, most, CURRENT_POSITION
+            )
         except OSError as error:
             _translated(error)
         finally:
@@ -119,7 +121,9 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
                 if self._fd_holder.closed:  # since the last write
                     raise _closed()
                 operation = Operation(manager, fd, memory, manager.writers)
-                sent += await operation.perform(OP_WRITE, memory + sent, min(size - sent, MOST), CURRENT)
+                sent += await operation.perform(
+                    OP_WRITE, memory + sent, min(size - sent, MAX_RW_COUNT), CURRENT_POSITION
+                )
         except OSError as error:
             _translated(error)
         finally:

@@ -91,7 +91,7 @@ class Buffer(Protocol):
     async def tell(self) -> int: ...
     async def truncate(self, size: int | None = None, /) -> int: ...
 
-    def put_off(self, error: BaseException, /) -> None:
+    def redeliver(self, error: BaseException, /) -> None:
         """A call that has happened returns in place of this `Cancelled` or KeyboardInterrupt; the next checkpoint raises."""
 
 
@@ -572,7 +572,7 @@ class TextFile:
             except (trio.Cancelled, KeyboardInterrupt) as error:
                 # The text has been taken and cannot be given back, so this write did happen: say so. It is in the
                 # file at the next flush; the cancel is seen at the next checkpoint.
-                self.buffer.put_off(error)
+                self.buffer.redeliver(error)
                 return len(text)
         return len(text)
 
@@ -733,7 +733,7 @@ class TextFile:
                 await self._settle()
             except (trio.Cancelled, KeyboardInterrupt) as error:
                 # The file is there already, and the next call does the rest: this one has happened.
-                self.buffer.put_off(error)
+                self.buffer.redeliver(error)
                 return cookie
         return cookie
 

@@ -17,16 +17,16 @@ from .manager import UringIOManager
 from .operation import GLOBAL_RUN_CONTEXT
 
 AT_FDCWD: Final = -100
-CURRENT: Final = (1 << 64) - 1  # offset -1: at the file's position, which moves (IORING_FEAT_RW_CUR_POS)
+CURRENT_POSITION: Final = (1 << 64) - 1  # offset -1: at the file's position, which moves (IORING_FEAT_RW_CUR_POS)
 
 # A transfer of more bytes than these is copied by a worker of the kernel's, so that others run meanwhile.
-ASIDE: Final = 1 << 20
+WORKER_THRESHOLD: Final = 1 << 20
 
 # SQE lengths have 32 bits; the kernel caps a transfer there anyway (MAX_RW_COUNT).
-MOST: Final = 0x7FFFF000
+MAX_RW_COUNT: Final = 0x7FFFF000
 
 # Memory for a receive: not cleared first, since only what the kernel wrote is read.
-uncleared = ffi.new_allocator(should_clear_after_alloc=False)
+new_uninitialized = ffi.new_allocator(should_clear_after_alloc=False)
 
 AsyncMethod = Callable[..., Awaitable[Any]]
 
@@ -50,8 +50,8 @@ def replaces(original: AsyncMethod) -> Callable[[AsyncMethod], AsyncMethod]:
     return finish
 
 
-class Lent:
-    """`with Lent(ffi.from_buffer(data)) as memory`: memory of the caller's for the time of a call.
+class Pinned:
+    """`with Pinned(ffi.from_buffer(data)) as memory`: memory of the caller's for the time of a call.
 
     It is let go when the call is over. The frames of a traceback would keep it pinned; and where the garbage collector finds
     them together with a memoryview that was passed, CPython 3.11 crashes. A coroutine that is closed while it sleeps leaves

@@ -118,17 +118,17 @@ class UringIOManager:
 
     # Slots: `sockets` reads these for every operation.
     __slots__ = (
-        "alone",
-        "between",
         "buffers",
+        "cancelling",
+        "concurrent",
         "free_received",
         "free_sent",
         "last_user_data",
-        "leaving",
+        "lone_completion",
         "operations",
-        "others",
         "readers",
         "receives",
+        "requeueing",
         "ring",
         "sends",
         "speculate",
@@ -148,11 +148,11 @@ class UringIOManager:
         self.readers: dict[int, Any] = {}
         self.writers: dict[int, Any] = {}
         # fd -> number of entries on it that are cancelled or abandoned and that the kernel has not ended yet.
-        self.leaving: dict[int, int] = {}
+        self.cancelling: dict[int, int] = {}
         # fd -> operations in flight of which a descriptor may have many at once (positional reads): a close ends them too.
-        self.others: dict[int, set[Operation]] = {}
+        self.concurrent: dict[int, set[Operation]] = {}
         # fd -> operations that were interrupted and whose tasks have not queued them again yet.
-        self.between: dict[int, set[Operation]] = {}
+        self.requeueing: dict[int, set[Operation]] = {}
         self.buffers: BufferRing | None = None
         # Operations ready for use again.
         self.receives: list[Any] = []
@@ -162,7 +162,7 @@ class UringIOManager:
         # Whose run it is; for who looks at it from outside.
         self.thread = threading.get_ident()
         # The tick handed out one completion: there is no batch that a send could wait for.
-        self.alone = False
+        self.lone_completion = False
         self.sends: list[Any] = []
         self.transfers: list[Any] = []
         self.last_user_data = FIRST_USER_DATA
@@ -183,20 +183,20 @@ class UringIOManager:
             except OSError as error:
                 _log.debug("no provided buffers, each receive takes memory of its own: %s", error)
 
-    def now_leaving(self, fd: int) -> None:
+    def begin_cancelling(self, fd: int) -> None:
         """An entry has left `readers` or `writers` before its completion."""
-        self.leaving[fd] = self.leaving.get(fd, 0) + 1
+        self.cancelling[fd] = self.cancelling.get(fd, 0) + 1
 
-    def left(self, fd: int) -> None:
+    def end_cancelling(self, fd: int) -> None:
         """The completion of such an entry has been reaped."""
-        remaining = self.leaving[fd] - 1
+        remaining = self.cancelling[fd] - 1
         if remaining:
-            self.leaving[fd] = remaining
+            self.cancelling[fd] = remaining
         else:
-            del self.leaving[fd]
+            del self.cancelling[fd]
 
     def forget(self, operation: Operation, where: dict[int, set[Operation]]) -> None:
-        """Take an operation out of `others` or `between`, if it is there."""
+        """Take an operation out of `concurrent` or `requeueing`, if it is there."""
         same_fd = where.get(operation.fd)
         if same_fd is not None:
             same_fd.discard(operation)
@@ -218,9 +218,9 @@ class UringIOManager:
         if events is _WOKEN:
             events = ring.wait(0) or _NOTHING
         if not events:
-            ring.present()
+            ring.owner_back()
             return
-        self.alone = len(events) == 3
+        self.lone_completion = len(events) == 3
         operations = self.operations
         runner = GLOBAL_RUN_CONTEXT.runner
         runq = runner.runq
@@ -312,8 +312,8 @@ class UringIOManager:
         """`trio.lowlevel.notify_closing`: when it returns, no request of the ring holds the file or names the number."""
         fd = _descriptor(fd)
         waiting = [waiters[fd] for waiters in (self.readers, self.writers) if fd in waiters]
-        waiting += self.others.get(fd, ())
-        if waiting or fd in self.leaving:
+        waiting += self.concurrent.get(fd, ())
+        if waiting or fd in self.cancelling:
             # In a forked child the ring has gone and there is nothing to cancel; the waiters' tasks are the parent's.
             if not self.ring.closed:
                 # By name as well: Trio allows to close first and notify then, and a closed number names no file.
@@ -322,7 +322,7 @@ class UringIOManager:
                 self.ring.cancel_fd(fd)
             for operation in waiting:
                 operation.close()
-        for operation in tuple(self.between.get(fd, ())):
+        for operation in tuple(self.requeueing.get(fd, ())):
             operation.close()
 
     # -------------------------------------------------------------- for the layers above

@@ -30,7 +30,7 @@ target in the same queue, so it cannot overtake it, and its own result is ignore
     closing     completion, result >= 0        done        delivered
     closing     completion, interrupted        done        ClosedResourceError
     in flight   completion, interrupted        between     nobody here asked (below): the task queues it again
-    between     notify_closing                 done        ClosedResourceError: the number may be another file's by now
+    requeueing  notify_closing                 done        ClosedResourceError: the number may be another file's by now
     abandoned   completion                     done        forgotten
 
 "Interrupted" is -ECANCELED, -EINTR or one of the kernel's internal restart codes, which escape from operations that
@@ -82,11 +82,11 @@ def os_error(result: int) -> OSError:
 
 
 # What ends a call that has done a part of its work: it answers that part. The next checkpoint raises again.
-ENDED: Final = (trio.Cancelled, trio.ClosedResourceError, KeyboardInterrupt)
+ENDING_EXCEPTIONS: Final = (trio.Cancelled, trio.ClosedResourceError, KeyboardInterrupt)
 
 
-def put_off(error: BaseException) -> None:
-    """For who answers a part in place of one of `ENDED`: what Trio would not raise again by itself, it does."""
+def redeliver(error: BaseException) -> None:
+    """For who answers a part in place of one of `ENDING_EXCEPTIONS`: what Trio would not raise again by itself, it does."""
     if isinstance(error, KeyboardInterrupt):
         GLOBAL_RUN_CONTEXT.runner.deliver_ki()
 
@@ -103,8 +103,8 @@ class Manager(Protocol):
     operations: dict[int, Any]
     readers: dict[int, Any]
     writers: dict[int, Any]
-    others: dict[int, set[Operation]]
-    between: dict[int, set[Operation]]
+    concurrent: dict[int, set[Operation]]
+    requeueing: dict[int, set[Operation]]
     buffers: BufferRing | None
     receives: list[Any]
     sends: list[Any]
@@ -112,14 +112,14 @@ class Manager(Protocol):
     def next_user_data(self) -> int:
         """A number that no entry has had."""
 
-    def now_leaving(self, fd: int) -> None:
+    def begin_cancelling(self, fd: int) -> None:
         """An entry has left `readers` or `writers` before its completion."""
 
-    def left(self, fd: int) -> None:
+    def end_cancelling(self, fd: int) -> None:
         """The completion of such an entry has been reaped."""
 
     def forget(self, operation: Operation, where: dict[int, set[Operation]]) -> None:
-        """Take an operation out of `others` or `between`."""
+        """Take an operation out of `concurrent` or `requeueing`."""
 
     async def wait_ready(self, fd: int, waiters: dict[int, Any]) -> None:
         """Poll a descriptor."""
@@ -186,7 +186,7 @@ class Poll:
     def _abandon(self) -> None:
         del self.waiters[self.fd]
         self.task = None
-        self.manager.now_leaving(self.fd)
+        self.manager.begin_cancelling(self.fd)
 
     def _end(self) -> None:
         """Nobody waits any more; the kernel may, if it has the entry."""
@@ -205,7 +205,7 @@ class Poll:
         task = self.task
         if task is None:
             if not more:
-                self.manager.left(self.fd)
+                self.manager.end_cancelling(self.fd)
             return None
         ended: outcome.Outcome[object] = outcome.Value(None)
         try:
@@ -253,10 +253,10 @@ class Operation:
     kinds: ClassVar[tuple[str, str] | None] = None
 
     __slots__ = (
+        "cancelling",
         "fd",
         "flags",
         "keep",
-        "leaving",
         "manager",
         "raise_cancel",
         "result",
@@ -273,7 +273,7 @@ class Operation:
         self.waiters = waiters
         self.task: Task | None = None
         self.raise_cancel: RaiseCancelT | None = None
-        self.leaving = False
+        self.cancelling = False
         self.result = 0
         self.flags = 0
         self.user_data = 0
@@ -308,7 +308,7 @@ class Operation:
             if self.waiters is not None and self.fd in self.waiters:
                 raise busy()
             self.user_data = user_data = self.manager.next_user_data()
-            await self.asleep(
+            await self.queue_and_wait(
                 self.manager.ring.queue,
                 opcode,
                 user_data,
@@ -326,7 +326,7 @@ class Operation:
                 return self.result
             await self.failed()
 
-    async def asleep(self, queue: Callable[..., object], *arguments: Any) -> None:
+    async def queue_and_wait(self, queue: Callable[..., object], *arguments: Any) -> None:
         """Have the entry of `user_data` queued, by `queue(*arguments)`, and sleep until its completion.
 
         The books come first: a signal handler may raise as `queue` returns, and by then the entry is the kernel's.
@@ -337,15 +337,15 @@ class Operation:
             if self.waiters is not None:
                 self.waiters[self.fd] = self
             elif self.fd >= 0:
-                manager.others.setdefault(self.fd, set()).add(self)
+                manager.concurrent.setdefault(self.fd, set()).add(self)
             manager.operations[self.user_data] = self
             queue(*arguments)
             await self.trap
         except BaseException:
-            self.torn_down()
+            self.unwind()
             raise
 
-    def torn_down(self) -> None:
+    def unwind(self) -> None:
         """The entry was refused, or an exception was thrown in from outside: by a signal handler as the entry was queued, or into
         a coroutine that is closed while it sleeps. The entry is still the kernel's, or its result has come, and the task not
         run since.
@@ -353,7 +353,7 @@ class Operation:
         if self.task is None:
             self.discard(self.result, self.flags)
         elif self.manager.ring.in_flight(self.user_data):
-            self._leave()
+            self._begin_cancelling()
             self.task = None
             self.manager.ring.cancel(self.user_data)
         else:
@@ -363,7 +363,7 @@ class Operation:
     def _withdraw(self) -> None:
         """Out of the books, as it has not been queued."""
         if self.waiters is None:
-            self.manager.forget(self, self.manager.others)
+            self.manager.forget(self, self.manager.concurrent)
         elif self.waiters.get(self.fd) is self:
             del self.waiters[self.fd]
         self.task = self.keep = None
@@ -379,7 +379,7 @@ class Operation:
                 # the kernel asks for before it looks for data: whoever waits does so without memory of its own.
                 await self.manager.wait_ready(self.fd, self.waiters)
         finally:
-            self.manager.forget(self, self.manager.between)
+            self.manager.forget(self, self.manager.requeueing)
         if self.raise_cancel is not None:
             self.raise_cancel()
 
@@ -390,24 +390,24 @@ class Operation:
         """Trio's abort_fn: ask, and let the completion decide."""
         if self.raise_cancel is None:
             self.raise_cancel = raise_cancel
-        self._leave()
+        self._begin_cancelling()
         self.manager.ring.cancel(self.user_data)
         return Abort.FAILED
 
-    def _leave(self) -> None:
+    def _begin_cancelling(self) -> None:
         # Another task may use the descriptor from now on, as it may when a poll is aborted: the cancel is queued before
         # whatever that task queues. But the file is still held, so a close must know. After a close the number may be
         # that of another file, whose readers and writers have nothing to do with this.
-        if self.waiters is not None and not self.leaving and self.task is not None:
-            self.leaving = True
+        if self.waiters is not None and not self.cancelling and self.task is not None:
+            self.cancelling = True
             del self.waiters[self.fd]
-            self.manager.now_leaving(self.fd)
+            self.manager.begin_cancelling(self.fd)
 
     def close(self) -> None:
         """The descriptor is being closed and the ring's requests on it have been cancelled."""
         if self.raise_cancel is None:
             self.raise_cancel = raise_closed
-        self._leave()
+        self._begin_cancelling()
 
     def complete(self, result: int, flags: int) -> Task | None:
         """The last completion has been reaped: the memory is the task's again. Answers the task to be rescheduled.
@@ -417,20 +417,20 @@ class Operation:
         self.result = result
         self.flags = flags
         del self.manager.operations[self.user_data]
-        if self.leaving:
-            self.leaving = False
-            self.manager.left(self.fd)
+        if self.cancelling:
+            self.cancelling = False
+            self.manager.end_cancelling(self.fd)
         elif self.waiters is not None:
             del self.waiters[self.fd]
         elif self.fd >= 0:
-            self.manager.forget(self, self.manager.others)
+            self.manager.forget(self, self.manager.concurrent)
         task = self.task
         self.task = None
         if task is None:
             self.discard(result, flags)
         elif self._without_effect(result) and self.raise_cancel is None:
             # It will be queued again, unless its descriptor is closed before its task has run.
-            self.manager.between.setdefault(self.fd, set()).add(self)
+            self.manager.requeueing.setdefault(self.fd, set()).add(self)
             return task
         self.keep = None
         return task
@@ -481,6 +481,6 @@ class SocketTransfer(Operation):
         if result > 0 and flags & CQE_F_BUFFER:
             assert self.manager.buffers is not None
             self.data = self.manager.buffers.take(flags, result)  # before the buffer goes back
-        if self.task is None and not self.leaving:
+        if self.task is None and not self.cancelling:
             return None  # at rest: not its completion
         return super().complete(result, flags)

@@ -18,8 +18,8 @@ import attrs
 BACKEND_VARIABLE: Final = "TRIO_IO_BACKEND"
 OPTIONS_VARIABLE: Final = "TRIO_URING_OPTIONS"
 
-_MOST_SQ_ENTRIES: Final = 32768
-_MOST_CQ_ENTRIES: Final = 65536
+_MAX_SQ_ENTRIES: Final = 32768
+_MAX_CQ_ENTRIES: Final = 65536
 
 
 def _number(default: int | None, least: int, most: int) -> Any:
@@ -69,8 +69,8 @@ class UringBackend:
       ValueError: an option out of its range.
     """
 
-    sq_entries: int = _number(512, 2, _MOST_SQ_ENTRIES)
-    cq_entries: int | None = _number(None, 2, _MOST_CQ_ENTRIES)
+    sq_entries: int = _number(512, 2, _MAX_SQ_ENTRIES)
+    cq_entries: int | None = _number(None, 2, _MAX_CQ_ENTRIES)
     speculate: bool = _flag(False)
     spin: int = _number(20, 0, 1000)
 

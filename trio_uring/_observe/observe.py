@@ -177,7 +177,7 @@ class RingMonitor(trio.abc.Instrument):
         self._ticks = 0
         self._slept = 0.0
         self._asleep = False
-        self._turned = 0.0  # when the loop last went to sleep or woke
+        self._last_transition = 0.0  # when the loop last went to sleep or woke
         self._overflows = 0
         # What is in flight -> when it was first seen there.
         self._seen: dict[tuple[int, int, int], float] = {}
@@ -189,19 +189,19 @@ class RingMonitor(trio.abc.Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         """`trio.abc.Instrument`."""
-        self._turned = time.monotonic()
+        self._last_transition = time.monotonic()
         self._asleep = True
 
     def after_io_wait(self, timeout: float) -> None:
         """`trio.abc.Instrument`."""
         now = time.monotonic()
         if self._asleep:  # else it was made an instrument in the tick that ends here
-            self._slept += now - self._turned
+            self._slept += now - self._last_transition
             if now >= self._due:
                 self._due = now + self.interval
-                self._look(began=self._turned)
+                self._look(began=self._last_transition)
             self._asleep = False
-        self._turned = now
+        self._last_transition = now
         self._ticks += 1
 
     def after_run(self) -> None:
@@ -239,12 +239,12 @@ class RingMonitor(trio.abc.Instrument):
         """Seconds, at least, that an operation has been in flight; `now` is time.monotonic()."""
         began = self._seen.get(_mark(operation))
         if began is None and self._asleep:
-            began = self._turned  # nothing can have begun since then
+            began = self._last_transition  # nothing can have begun since then
         return None if began is None else max(0.0, now - began)
 
     def since(self, now: float) -> float:
         """Seconds for which the loop has been asleep, or awake."""
-        return max(0.0, now - self._turned)
+        return max(0.0, now - self._last_transition)
 
     def __aiter__(self) -> AsyncIterator[RingRates]:
         """The rates of each interval, when it is over. To be used in the run that it is an instrument of.
@@ -318,7 +318,7 @@ def _in_flight(manager: UringIOManager) -> Iterator[Any]:
         if (
             operation.task is not None
             or isinstance(operation, Poll)
-            or operation.leaving
+            or operation.cancelling
             or (operation.waiters is None and operation.keep is not None)
         ):
             yield operation

@@ -28,7 +28,7 @@ from typing import Any, Final, NamedTuple
 
 import trio
 
-from .._loop.calls import MOST, address_of, ring_manager, uncleared
+from .._loop.calls import MAX_RW_COUNT, address_of, new_uninitialized, ring_manager
 from .._loop.manager import UringIOManager
 from .._loop.operation import Operation, os_error
 from .._ring.ring import ffi, lib, tu_pairs
@@ -83,7 +83,7 @@ class Columns(NamedTuple):
 def _columns_of(requests: list[Any], first: int) -> Columns:
     """Offsets and lengths of some requests. The errors name the request that is wrong, counted from `first`."""
     offsets, lengths = array("Q", bytes(8 * len(requests))), array("I", bytes(4 * len(requests)))
-    found = tu_pairs(requests, offsets.buffer_info()[0], lengths.buffer_info()[0], MOST)
+    found = tu_pairs(requests, offsets.buffer_info()[0], lengths.buffer_info()[0], MAX_RW_COUNT)
     if found is None:
         return _columns(*_transposed(requests, first), first)
     return Columns(offsets, lengths, *found)
@@ -93,7 +93,7 @@ def _columns(offsets: Sequence[Any], lengths: Sequence[Any], first: int) -> Colu
     """The same of what is in columns already, with every kind of integer, and with the errors."""
     for i, (offset, length) in enumerate(zip(offsets, lengths, strict=True), first):
         try:
-            whole_number(length, "length", MOST)
+            whole_number(length, "length", MAX_RW_COUNT)
             span(length, offset)
         except (TypeError, ValueError) as error:
             raise type(error)(f"requests[{i}]: {error}") from None
@@ -170,7 +170,7 @@ async def _read_batch(
     results = array("i", bytes(_WORD * count))
     # Not a memoryview: operations are in cycles, and where one is garbage with something that pins a memoryview, the
     # collector may clear the view first, on which CPython crashes (seen on 3.11).
-    room = uncleared("char[]", 2 * window * bounce_size + PAGE) if bounce_size else None
+    room = new_uninitialized("char[]", 2 * window * bounce_size + PAGE) if bounce_size else None
     memory = (
         ffi.from_buffer("uint64_t[]", offsets),
         ffi.from_buffer("uint32_t[]", lengths),
@@ -192,7 +192,7 @@ async def _read_batch(
     while True:
         await trio.lowlevel.checkpoint_if_cancelled()
         operation.user_data = manager.next_user_data()
-        await operation.asleep(queue)
+        await operation.queue_and_wait(queue)
         if operation.result >= 0:
             return results, operation.flags
         await operation.failed()  # or interrupted, and nobody asked for it: from the beginning
@@ -348,7 +348,7 @@ async def readinto_many(file: File, requests: Iterable[tuple[int, Any]], *, dept
         ended, short = await _read_batch(manager, fd, columns, where, 0, memory, window)
     except BaseException:
         # Not left to the frames of a traceback; but what is in flight stays pinned.
-        if manager is None or not any(_keeps(operation, memory) for operation in manager.others.get(fd, ())):
+        if manager is None or not any(_keeps(operation, memory) for operation in manager.concurrent.get(fd, ())):
             for part in memory:
                 ffi.release(part)
         raise

@@ -31,9 +31,9 @@ import attrs
 import trio
 from trio.lowlevel import Task
 
-from .._loop.calls import MOST, address_of, ring_manager
+from .._loop.calls import MAX_RW_COUNT, address_of, ring_manager
 from .._loop.manager import HasFileno, UringIOManager
-from .._loop.operation import ENDED, GLOBAL_RUN_CONTEXT, Operation, os_error, put_off
+from .._loop.operation import ENDING_EXCEPTIONS, GLOBAL_RUN_CONTEXT, Operation, os_error, redeliver
 from .._ring.ring import OP_FALLOCATE, OP_FSYNC, OP_READ, OP_STATX, OP_WRITE, OP_WRITEV, ffi, lib
 
 File: TypeAlias = "int | HasFileno"
@@ -192,7 +192,7 @@ class Transfer(Operation):
             self.result = result
             self.task = None
             self.keep = None
-            others = self.manager.others
+            others = self.manager.concurrent
             same_fd = others[self.fd]
             if len(same_fd) == 1:
                 del others[self.fd]
@@ -210,7 +210,7 @@ def _enter(transfer: Transfer, fd: int, keep: object, task: Task) -> None:
     transfer.fd = fd
     transfer.keep = keep
     transfer.task = task
-    others = transfer.manager.others
+    others = transfer.manager.concurrent
     if fd in others:
         others[fd].add(transfer)
     else:
@@ -247,17 +247,17 @@ async def transfer_whole(
             transfer, ended = ended, None
         else:
             transfer = manager.transfers.pop() if manager.transfers else Transfer(manager)
-            size = min(length - done, MOST)
+            size = min(length - done, MAX_RW_COUNT)
             _enter(transfer, fd, memory, task)
             try:
                 rc = tu_rw(transfer.ring, opcode, fd, address, size, offset + done, transfer.user_data)
                 if not rc:
                     await transfer.trap
             except BaseException:
-                transfer.torn_down()
+                transfer.unwind()
                 raise
             if rc:
-                transfer.torn_down()
+                transfer.unwind()
                 manager.ring._fail(rc)
         result = transfer.result
         if result >= 0:
@@ -276,10 +276,10 @@ async def transfer_whole(
         else:
             try:
                 await transfer.failed()
-            except ENDED as error:
+            except ENDING_EXCEPTIONS as error:
                 if not done or opcode == OP_READ:
                     raise
-                put_off(error)
+                redeliver(error)
                 return done
             finally:
                 transfer.keep = None
@@ -295,7 +295,7 @@ async def _transfer_pinned(manager: UringIOManager, opcode: int, fd: int, memory
     try:
         done = await transfer_whole(manager, opcode, fd, memory, length, offset)
     except BaseException:
-        if not any(operation.keep is memory for operation in manager.others.get(fd, ())):
+        if not any(operation.keep is memory for operation in manager.concurrent.get(fd, ())):
             ffi.release(memory)
         raise
     ffi.release(memory)
@@ -319,7 +319,7 @@ def _preadv(fd: int, memory: memoryview, offset: int) -> int:
     done = 0
     while done < len(memory):
         try:
-            more = os.preadv(fd, [memory[done : done + MOST]], offset + done)
+            more = os.preadv(fd, [memory[done : done + MAX_RW_COUNT]], offset + done)
         except OSError as error:
             if error.errno == errno.EINVAL and done:
                 return done
@@ -331,9 +331,9 @@ def _preadv(fd: int, memory: memoryview, offset: int) -> int:
 
 
 def _pwrite(fd: int, memory: memoryview, offset: int) -> int:
-    done = os.pwrite(fd, memory[:MOST], offset)
+    done = os.pwrite(fd, memory[:MAX_RW_COUNT], offset)
     while done < len(memory):
-        done += os.pwrite(fd, memory[done : done + MOST], offset + done)
+        done += os.pwrite(fd, memory[done : done + MAX_RW_COUNT], offset + done)
     return done
 
 
@@ -352,7 +352,7 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
     if (
         plain.__class__ is length.__class__ is offset.__class__ is int
         and 0 <= plain <= _INT_MAX
-        and 0 <= length <= MOST
+        and 0 <= length <= MAX_RW_COUNT
     ):
         # What follows, and `transfer_whole`, for the plain case in a row: a read from the page cache takes the kernel less
         # time than the calls in between would.
@@ -363,7 +363,7 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
             free = not (task._cancel_status.effectively_cancelled or task._runner.ki_pending)
         except AttributeError:
             free = False
-        if free and 0 <= offset <= LAST - MOST:
+        if free and 0 <= offset <= LAST - MAX_RW_COUNT:
             # Nobody else has seen these bytes yet, so the kernel may write them: no second copy.
             data = bytes(length)
             transfer = transfers.pop() if transfers else Transfer(manager)
@@ -373,7 +373,7 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
                 if not other:
                     await transfer.trap
             except BaseException:
-                transfer.torn_down()
+                transfer.unwind()
                 raise
             if other:
                 transfer._withdraw()
@@ -469,10 +469,10 @@ async def writev_at(file: File, buffers: Iterable[Any], offset: int) -> int:
                 result = await _writev_in_thread(fd, memory, done, offset + done)
             else:
                 result = await _writev(manager, fd, memory, done, offset + done)
-        except ENDED as error:
+        except ENDING_EXCEPTIONS as error:
             if not done:
                 raise
-            put_off(error)
+            redeliver(error)
             break
         done += result
         if done == total or not result:
@@ -485,7 +485,7 @@ async def writev_at(file: File, buffers: Iterable[Any], offset: int) -> int:
 def _vector(memory: Sequence[Any], skip: int) -> list[tuple[Any, int]]:
     """Address and size of what is left after the first `skip` bytes; at most as much as one call takes."""
     vector: list[tuple[Any, int]] = []
-    room = MOST
+    room = MAX_RW_COUNT
     for part in memory:
         if skip >= len(part):
             skip -= len(part)

@@ -27,9 +27,9 @@ from typing import Any, Final
 import trio
 from trio._socket import _SocketType
 
-from .._loop.calls import MOST, ring_manager
+from .._loop.calls import MAX_RW_COUNT, ring_manager
 from .._loop.manager import UringIOManager
-from .._loop.operation import ENDED, Operation, put_off
+from .._loop.operation import ENDING_EXCEPTIONS, Operation, redeliver
 from .._ring.ring import OP_READ, OP_SPLICE, OP_WRITE, ffi
 from .positional import File, descriptor, kind, pinned, span, transfer_whole, whole_number
 
@@ -58,13 +58,13 @@ class Splice(Operation):
         """One splice, once; BlockingIOError where a descriptor is non-blocking and not ready."""
         where = ffi.cast("void *", _NO_OFFSET if offset_source is None else offset_source)
         # A close of the source has to end it as well.
-        same_source = self.manager.others.setdefault(self.source, set())
+        same_source = self.manager.concurrent.setdefault(self.source, set())
         same_source.add(self)
         try:
             return await self.perform(
                 OP_SPLICE,
                 where,
-                min(count, MOST),
+                min(count, MAX_RW_COUNT),
                 _NO_OFFSET if offset_target is None else offset_target,
                 flags,
                 file_index=self.duplicate,
@@ -91,11 +91,11 @@ class Splice(Operation):
             self.duplicate = -1
 
     def _forget_source(self) -> None:
-        same_source = self.manager.others.get(self.source)
+        same_source = self.manager.concurrent.get(self.source)
         if same_source is not None:
             same_source.discard(self)
             if not same_source:
-                del self.manager.others[self.source]
+                del self.manager.concurrent[self.source]
 
 
 # ------------------------------------------------------------------ splice
@@ -182,10 +182,10 @@ async def _through_pipe(
                 moved = await move_on(pipe, filled, done)
                 filled -= moved
                 done += moved
-    except ENDED as error:
+    except ENDING_EXCEPTIONS as error:
         if not done:
             raise
-        put_off(error)
+        redeliver(error)
     finally:
         pipe.close()
     return done
@@ -330,10 +330,10 @@ async def _sendfile_on_epoll(
             if not sent:
                 break
             done += sent
-    except ENDED as error:
+    except ENDING_EXCEPTIONS as error:
         if not done:
             raise
-        put_off(error)
+        redeliver(error)
     finally:
         if out >= 0:
             os.close(out)
@@ -398,10 +398,10 @@ async def _copy_with_buffer(
             done += written
             if written < size:
                 break
-    except ENDED as error:
+    except ENDING_EXCEPTIONS as error:
         if not done:
             raise
-        put_off(error)
+        redeliver(error)
     return done
 
 
@@ -427,8 +427,8 @@ async def _copy_on_epoll(fds: tuple[int, int], limit: int | None, offset_source:
             if not copied:
                 break
             done += copied
-    except ENDED as error:
+    except ENDING_EXCEPTIONS as error:
         if not done:
             raise
-        put_off(error)
+        redeliver(error)
     return done

@@ -324,13 +324,13 @@ class Ring:
         """
         lib.tu_spin(self._r, nanoseconds)
 
-    def present(self) -> None:
+    def owner_back(self) -> None:
         """The owner is back from an idle `wait` and will wait again: entries may be batched once more.
 
         Between a `wait` that timed out and this call, every entry is submitted as soon as it is queued, because in
         guest mode another thread may already be asleep on the ring.
         """
-        lib.tu_present(self._r)
+        lib.tu_owner_back(self._r)
 
     def make_buffers(self, entries: int, size: int, group: int = 0) -> BufferRing:
         """See `BufferRing`."""

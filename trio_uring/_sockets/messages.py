@@ -35,12 +35,12 @@ import trio
 from trio._socket import _SocketType
 from trio.lowlevel import Task
 
-from .._loop.calls import MOST, AsyncMethod, address_of, replaces, ring_manager, uncleared
+from .._loop.calls import MAX_RW_COUNT, AsyncMethod, address_of, new_uninitialized, replaces, ring_manager
 from .._loop.manager import BUFFER_GROUP, BUFFER_SIZE, UringIOManager
 from .._loop.operation import GLOBAL_RUN_CONTEXT, Operation
 from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, IOSQE_BUFFER_SELECT, OP_RECVMSG, OP_SENDMSG, ffi, lib
 from . import sockaddr
-from .sockets import FAMILIES, family_of, once
+from .sockets import FAMILIES, dontwait_flag, family_of
 
 # The kernel's struct user_msghdr (name, its length, iovecs, their number, control, its length, flags), struct
 # iovec and struct cmsghdr, in the machine's own sizes and alignment.
@@ -56,7 +56,7 @@ _NAME_AT: Final = _HEADER.size
 _CONTROL_AT: Final = _NAME_AT + sockaddr.SIZE
 
 _MOST_IOVECS: Final = 1024  # UIO_MAXIOV
-_MOST_CONTROL: Final = 65536  # bytes; more than the kernel takes or fills in practice
+_MAX_CONTROL: Final = 65536  # bytes; more than the kernel takes or fills in practice
 _INTS: Final = range(-(1 << 31), 1 << 31)
 
 AncillaryData = list[tuple[int, int, bytes]]
@@ -101,7 +101,7 @@ class Message(Operation):
         self.name = 0
         self.ring = manager.ring._r
         self.iovecs_at = _CONTROL_AT + (stdlib_socket.CMSG_SPACE(control) if control else 0)
-        self.block = uncleared("char[]", self.iovecs_at + buffers * _IOVEC.size)
+        self.block = new_uninitialized("char[]", self.iovecs_at + buffers * _IOVEC.size)
         self.block_at = address_of(self.block)
         self.view = ffi.buffer(self.block)
         self.user_data = manager.next_user_data()
@@ -148,20 +148,20 @@ class Message(Operation):
         try:
             rc = tu_queue(self.ring, opcode, fd, self.block, 1, 0, msg_flags, self.user_data, flags, 0, group, 0)
         except BaseException:
-            self.torn_down()
+            self.unwind()
             raise
         if rc:
             # Not left to the frames of the traceback: they would keep the caller's memory pinned.
             for memory in self.keep if isinstance(self.keep, list) else [self.keep]:
                 if memory is not None:
                     ffi.release(memory)
-            self.torn_down()
+            self.unwind()
             self.manager.ring._fail(rc)
 
     def complete(self, result: int, flags: int) -> Task | None:
         """The completion has been reaped: the buffers are the caller's to resize again."""
         task = self.task
-        if task is None and not self.leaving:
+        if task is None and not self.cancelling:
             return None  # at rest: not its completion
         self.keep = None
         if self.free is not None and result >= 0 and task is not None and self.raise_cancel is None:
@@ -172,7 +172,7 @@ class Message(Operation):
             return task
         return super().complete(result, flags)
 
-    def rest(self) -> None:
+    def recycle(self) -> None:
         """What it brought has been taken: it may be used again, unless somebody queued a cancel for it."""
         if self.free is not None and self.raise_cancel is None:
             self.free.append(self)
@@ -223,10 +223,10 @@ class Received(Message):
         # No provided buffer was free: it is queued again, with memory of its own.
         return (result == -errno.ENOBUFS and self.pooled) or super()._without_effect(result)
 
-    def rest(self) -> None:
+    def recycle(self) -> None:
         """As for every message; and the data is the task's alone."""
         self.data = b""
-        super().rest()
+        super().recycle()
 
     def discard(self, result: int, flags: int) -> None:
         """Nobody will take the message: close the descriptors that came with it."""
@@ -300,7 +300,7 @@ async def _performed(begin: Callable[[bool], MessageT | None], again: bool = Fal
         try:
             await operation.trap
         except BaseException:
-            operation.torn_down()
+            operation.unwind()
             raise
         if operation.result >= 0:
             return operation
@@ -315,10 +315,10 @@ async def _performed(begin: Callable[[bool], MessageT | None], again: bool = Fal
 
 def _begin_receive(again: bool, sock: stdlib_socket.socket, most: int, control: int) -> Received | None:
     """Receive a message with at most `most` bytes of data and `control` bytes of control messages."""
-    if most.__class__ is not int or not 0 < most <= MOST or (manager := _manager_for(sock, False)) is None:
+    if most.__class__ is not int or not 0 < most <= MAX_RW_COUNT or (manager := _manager_for(sock, False)) is None:
         return None
     if again or most > BUFFER_SIZE:
-        own = uncleared("char[]", most)
+        own = new_uninitialized("char[]", most)
         operation = Received(manager, control, 1, own)
         operation.describe(sockaddr.SIZE, ((address_of(own), most),))
         operation.queue(OP_RECVMSG, sock.fileno())
@@ -352,7 +352,7 @@ def _begin_receive_into(
         if not 0 < nbytes <= sizes[0]:
             return None
         sizes[0] = nbytes
-    if not 0 < sum(sizes) <= MOST:
+    if not 0 < sum(sizes) <= MAX_RW_COUNT:
         return None
     operation = Received(manager, control, len(pinned))
     operation.keep = pinned
@@ -377,7 +377,7 @@ def _begin_send(
     except (TypeError, BufferError, ValueError):
         return None
     sizes = [len(memory) for memory in pinned]
-    if not 0 < sum(sizes) <= MOST:
+    if not 0 < sum(sizes) <= MAX_RW_COUNT:
         return None
     sys.audit("socket.sendmsg", sock, address)
     operation = Message(manager, manager.writers, len(control), len(pinned), None)
@@ -385,7 +385,7 @@ def _begin_send(
     operation.view[_NAME_AT : _NAME_AT + len(name)] = name
     operation.view[_CONTROL_AT : _CONTROL_AT + len(control)] = control
     operation.describe(len(name), zip(map(address_of, pinned), sizes, strict=True))
-    operation.queue(OP_SENDMSG, sock.fileno(), msg_flags=once(sock))
+    operation.queue(OP_SENDMSG, sock.fileno(), msg_flags=dontwait_flag(sock))
     return operation
 
 
@@ -399,7 +399,7 @@ def _begin_send_one(_again: bool, sock: stdlib_socket.socket, data: Any, address
     except (TypeError, BufferError, ValueError):
         return None
     size = len(pinned)
-    if not 0 < size <= MOST:
+    if not 0 < size <= MAX_RW_COUNT:
         return None
     sys.audit("socket.sendto", sock, address)
     free = manager.free_sent
@@ -411,7 +411,7 @@ def _begin_send_one(_again: bool, sock: stdlib_socket.socket, data: Any, address
         _IOVEC.pack_into(operation.view, _CONTROL_AT, address_of(pinned), size)
     else:
         operation.describe(length, ((address_of(pinned), size),))
-    operation.queue(OP_SENDMSG, sock.fileno(), msg_flags=once(sock))
+    operation.queue(OP_SENDMSG, sock.fileno(), msg_flags=dontwait_flag(sock))
     return operation
 
 
@@ -454,7 +454,7 @@ def _control_messages(ancillary: list[Any] | tuple[Any, ...]) -> bytes | None:
             return None
         header = _CMSG.pack(stdlib_socket.CMSG_LEN(len(plain)), level, kind)
         control += (header + plain).ljust(stdlib_socket.CMSG_SPACE(len(plain)), b"\0")
-        if len(control) > _MOST_CONTROL:
+        if len(control) > _MAX_CONTROL:
             return None
     return control
 
@@ -493,7 +493,7 @@ def recvfrom(original: AsyncMethod) -> AsyncMethod:
                 try:
                     await operation.trap
                 except BaseException:
-                    operation.torn_down()
+                    operation.unwind()
                     raise
                 if operation.result < 0:
                     await operation.failed()
@@ -502,7 +502,7 @@ def recvfrom(original: AsyncMethod) -> AsyncMethod:
                     )
             if operation is not None:
                 received = operation.data, operation.address()
-                operation.rest()
+                operation.recycle()
                 return received
         return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
 
@@ -533,7 +533,7 @@ def recvfrom_into(original: AsyncMethod) -> AsyncMethod:
 
 def _wants_control(size: Any = 0, flags: Any = 0, *extra: Any) -> int | None:
     """The room for control messages that recvmsg(…, size, flags) asks for; None where CPython is to decide."""
-    if size.__class__ is int and 0 <= size <= _MOST_CONTROL and _plain(flags) and not extra:
+    if size.__class__ is int and 0 <= size <= _MAX_CONTROL and _plain(flags) and not extra:
         return size
     return None
 
@@ -547,7 +547,7 @@ def recvmsg(original: AsyncMethod) -> AsyncMethod:
             operation = await _performed(lambda again: _begin_receive(again, self._sock, args[0], control))
             if operation is not None:
                 received = operation.data, *operation.message()
-                operation.rest()
+                operation.recycle()
                 return received
         return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
 
@@ -590,7 +590,7 @@ def sendto(original: AsyncMethod) -> AsyncMethod:
                     try:
                         await operation.trap
                     except BaseException:
-                        operation.torn_down()
+                        operation.unwind()
                         raise
                     if operation.result < 0:
                         await operation.failed()
@@ -598,7 +598,7 @@ def sendto(original: AsyncMethod) -> AsyncMethod:
                             lambda again: _begin_send_one(again, self._sock, args[0], address, name)
                         )
                 if operation is not None:
-                    operation.rest()
+                    operation.recycle()
                     return operation.result
         return await original(self, *args)  # type: ignore[no-any-return]
 

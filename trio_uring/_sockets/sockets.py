@@ -34,14 +34,14 @@ import trio
 from trio._highlevel_socket import _translate_socket_errors_to_stream_errors
 from trio._socket import _SocketType, _try_sync
 
-from .._loop.calls import MOST, AsyncMethod, address_of, replaces, ring_manager, uncleared
+from .._loop.calls import MAX_RW_COUNT, AsyncMethod, address_of, new_uninitialized, replaces, ring_manager
 from .._loop.manager import BUFFER_SIZE
 from .._loop.operation import GLOBAL_RUN_CONTEXT, INTERRUPTED, Manager, NewDescriptor, Operation, SocketTransfer
 from .._ring.ring import OP_ACCEPT, OP_CONNECT, OP_RECV, ffi, lib, tu_recv, tu_send
 from . import sockaddr
 
 MSG_WAITALL: Final = int(stdlib_socket.MSG_WAITALL)
-tu_nudge = lib.tu_nudge
+tu_try_submit = lib.tu_try_submit
 
 # ------------------------------------------------------------------ operations
 
@@ -65,7 +65,7 @@ family_of: Final[Callable[[stdlib_socket.socket], int]] = _socket.socket.family.
 type_of: Final[Callable[[stdlib_socket.socket], int]] = _socket.socket.type.__get__
 
 
-def once(sock: stdlib_socket.socket) -> int:
+def dontwait_flag(sock: stdlib_socket.socket) -> int:
     """MSG_DONTWAIT where the kernel must not try again by itself, but answer EAGAIN, which `failed` waits out.
 
     A UNIX socket with messages copies the data before it finds its receiver's queue full. The kernel's second attempt
@@ -81,7 +81,7 @@ def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = Fals
 
     And where the run speculates (`UringBackend.speculate`) and that attempt has not been made yet.
 
-    With `begin_send` this is where a busy server spends its time, so the steps of `Operation.asleep` stand here in a row.
+    With `begin_send` this is where a busy server spends its time, so the steps of `Operation.queue_and_wait` stand here in a row.
     """
     try:
         task = GLOBAL_RUN_CONTEXT.task
@@ -110,10 +110,10 @@ def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = Fals
     try:
         rc = tu_recv(receive.ring, fd, most, receive.user_data)
     except BaseException:
-        receive.torn_down()
+        receive.unwind()
         raise
     if rc:
-        receive.torn_down()
+        receive.unwind()
         manager.ring._fail(rc)
     return receive
 
@@ -134,7 +134,7 @@ async def _received_nothing(receive: SocketTransfer, sock: stdlib_socket.socket,
 
 async def _receive_unpooled(manager: Manager, sock: stdlib_socket.socket, most: int) -> bytes:
     """Receive into a buffer of the operation's own: larger than a provided one, or none was free."""
-    memory = uncleared("char[]", most)
+    memory = new_uninitialized("char[]", most)
     received = await Operation(manager, sock.fileno(), memory, manager.readers).perform(OP_RECV, memory, most)
     return ffi.unpack(memory, received)  # type: ignore[no-any-return]
 
@@ -181,17 +181,17 @@ def begin_send(
     send.task = task
     writers[fd] = send
     try:
-        rc = tu_send(send.ring, fd, address, left if left < MOST else MOST, msg_flags, send.user_data)
-        if manager.alone:
+        rc = tu_send(send.ring, fd, address, left if left < MAX_RW_COUNT else MAX_RW_COUNT, msg_flags, send.user_data)
+        if manager.lone_completion:
             # The peer need not wait until Trio's tick has ended. No more system calls than otherwise: the completion is there
             # by the next wait, which then does not enter the kernel (benchmarks, latency).
-            manager.alone = False
-            tu_nudge(send.ring)
+            manager.lone_completion = False
+            tu_try_submit(send.ring)
     except BaseException:
-        send.torn_down()
+        send.unwind()
         raise
     if rc:
-        send.torn_down()
+        send.unwind()
         if keep is not data:
             ffi.release(keep)  # the frames of the traceback would keep it pinned
         manager.ring._fail(rc)
@@ -210,7 +210,7 @@ def recv(original: AsyncMethod) -> AsyncMethod:
             receive = begin_receive(self._sock, args[0])
             if receive is None:
                 manager = ring_manager()
-                if manager is not None and type(args[0]) is int and 0 < args[0] <= MOST:
+                if manager is not None and type(args[0]) is int and 0 < args[0] <= MAX_RW_COUNT:
                     if manager.speculate:
                         async with _try_sync():
                             return self._sock.recv(args[0])
@@ -221,7 +221,7 @@ def recv(original: AsyncMethod) -> AsyncMethod:
                 try:
                     await receive.trap
                 except BaseException:
-                    receive.torn_down()
+                    receive.unwind()
                     raise
                 data = receive.data
                 if data is None:
@@ -244,7 +244,7 @@ def recv_into(original: AsyncMethod) -> AsyncMethod:
         if manager is not None and self._sock.fileno() >= 0 and self._sock.fileno() not in manager.readers:
             buffer, nbytes, flags = _recv_into_arguments(*args, **kwargs)
             memory = None if flags else _writable(buffer)
-            if memory is not None and 0 <= nbytes <= len(memory) <= MOST:
+            if memory is not None and 0 <= nbytes <= len(memory) <= MAX_RW_COUNT:
                 operation = Operation(manager, self._sock.fileno(), memory, manager.readers)
                 try:
                     return await operation.perform(OP_RECV, memory, nbytes or len(memory))
@@ -283,7 +283,7 @@ def send(original: AsyncMethod) -> AsyncMethod:
         if len(args) == 1 and not kwargs:
             speculated = False
             while True:
-                operation = begin_send(self._sock, args[0], 0, once(self._sock), speculated)
+                operation = begin_send(self._sock, args[0], 0, dontwait_flag(self._sock), speculated)
                 if operation is None:
                     manager = ring_manager()
                     if speculated or manager is None or not manager.speculate:
@@ -295,7 +295,7 @@ def send(original: AsyncMethod) -> AsyncMethod:
                 try:
                     await operation.trap
                 except BaseException:
-                    operation.torn_down()
+                    operation.unwind()
                     raise
                 result = operation.result
                 if result >= 0:
@@ -417,7 +417,7 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
                 try:
                     await receive.trap
                 except BaseException:
-                    receive.torn_down()
+                    receive.unwind()
                     raise
                 data = receive.data
                 if data is None:
@@ -454,7 +454,7 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
                 try:
                     await operation.trap
                 except BaseException:
-                    operation.torn_down()
+                    operation.unwind()
                     raise
                 result = operation.result
                 if result >= 0:
