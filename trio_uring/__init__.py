@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from ._positional.batches import read_many, readinto_many
     from ._positional.positional import (
         StatxResult,
-        aligned_buffer,
         fallocate,
         fdatasync,
         fsync,
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     )
     from ._positional.splice import copy_file, sendfile, splice
     from ._ring.availability import UringUnavailableError
+    from ._ring.requests import aligned_buffer
 
 __all__ = [
     "OperationSnapshot",
@@ -91,7 +91,7 @@ _HOMES = {
     "UringBackend": "_loop.options",
     "UringStatistics": "_loop.manager",
     "UringUnavailableError": "_ring.availability",
-    "aligned_buffer": "_positional.positional",
+    "aligned_buffer": "_ring.requests",
     "copy_file": "_positional.splice",
     "dump": "_observe.observe",
     "dump_on_signal": "_observe.dump_signal",

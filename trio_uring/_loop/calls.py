@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import trio
 
+from .._ring.ring import MAX_RW_COUNT as MAX_RW_COUNT
+from .._ring.ring import address_of as address_of
 from .._ring.ring import ffi
 from .manager import UringIOManager
 from .operation import GLOBAL_RUN_CONTEXT
@@ -21,9 +23,6 @@ CURRENT_POSITION: Final = (1 << 64) - 1  # offset -1: at the file's position, wh
 
 # A transfer of more bytes than these is copied by a worker of the kernel's, so that others run meanwhile.
 WORKER_THRESHOLD: Final = 1 << 20
-
-# SQE lengths have 32 bits; the kernel caps a transfer there anyway (MAX_RW_COUNT).
-MAX_RW_COUNT: Final = 0x7FFFF000
 
 # Memory for a receive: not cleared first, since only what the kernel wrote is read.
 new_uninitialized = ffi.new_allocator(should_clear_after_alloc=False)
@@ -69,8 +68,3 @@ class Pinned:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not GeneratorExit:
             ffi.release(self.memory)
-
-
-def address_of(pointer: Any) -> int:
-    """Where the memory of a cffi pointer or array is."""
-    return int(ffi.cast("uintptr_t", pointer))

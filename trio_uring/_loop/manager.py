@@ -32,21 +32,14 @@ import logging
 import select
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import attrs
 import trio
 
-from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, FIRST_USER_DATA, BufferRing, Ring
+from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, FIRST_USER_DATA, BufferRing, HasFileno, Ring
 from .operation import GLOBAL_RUN_CONTEXT, Operation, Poll, SocketTransfer, busy
 from .options import UringBackend
-
-
-class HasFileno(Protocol):
-    """An object with a descriptor."""
-
-    def fileno(self) -> int:
-        """The descriptor."""
 
 
 @attrs.frozen(eq=False)

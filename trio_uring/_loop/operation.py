@@ -57,6 +57,7 @@ from trio._core import _run, _traps
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
 from .._ring.ring import CQE_F_BUFFER, CQE_F_MORE, OP_POLL_ADD, POLL_ADD_MULTI, BufferRing, Ring
+from .._ring.ring import os_error as os_error
 
 # Trio's private names that this layer and the next one use. What they use of the objects behind them (a task's
 # _next_send_fn and _abort_func, a runner's runq) is listed where it is checked, in `seams`.
@@ -74,11 +75,6 @@ CLOSED_MESSAGE: Final = "another task closed this fd"
 def busy() -> trio.BusyResourceError:
     """The exception for a second task in the same direction of a descriptor."""
     return trio.BusyResourceError("another task is already reading / writing this fd")
-
-
-def os_error(result: int) -> OSError:
-    """The exception for a negative completion result: class, errno and text as from the system call itself."""
-    return OSError(-result, os.strerror(-result))
 
 
 # What ends a call that has done a part of its work: it answers that part. The next checkpoint raises again.

@@ -8,8 +8,7 @@ in flight, and no read of it ever reaches Python by itself. What is left here is
 offsets, one of lengths, one of addresses. While it is done the device idles, so the columns are made by the shim as well.
 
 Where results are bytes, the kernel writes them into the bytes objects themselves, which nobody else has seen yet: no
-second copy. That takes the address of an object's storage, which is `id()` and a constant on CPython; the constant is
-looked up, not assumed, at import. Under O_DIRECT it does not serve, because the storage is not aligned: there the kernel
+second copy. Under O_DIRECT it does not serve, because the storage is not aligned: there the kernel
 reads into a few aligned pieces, and the shim makes the bytes objects from these while the device is at the next reads.
 
 Registered files and buffers are not used. Measured (kernel 6.18, 4 KiB, benchmarks/floor.c, CPU for each read): from the
@@ -21,30 +20,29 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial, reduce
-from itertools import chain, pairwise
-from operator import or_, sub
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import trio
 
-from .._loop.calls import MAX_RW_COUNT, address_of, new_uninitialized, ring_manager
+from .._loop.calls import address_of, new_uninitialized, ring_manager
 from .._loop.manager import UringIOManager
 from .._loop.operation import Operation, os_error
-from .._ring.ring import ffi, lib, tu_pairs
-from .positional import (
+from .._ring.requests import (
+    BYTES_STORAGE,
     PAGE,
+    Columns,
     File,
-    _pread,
-    _preadv,
     alignment_of,
     check_aligned,
+    check_disjoint,
+    columns_of,
     descriptor,
     kind,
-    pinned,
-    span,
+    pin_all,
     whole_number,
 )
+from .._ring.ring import ffi, lib
+from .positional import _pread, _preadv
 
 # Reads in one batch of the shim: preparing them takes some 0.3 ms, in which no other task runs.
 _CHUNK: Final = 1024
@@ -59,60 +57,10 @@ _DEPTH: Final = 64
 
 _WORD: Final = 4  # bytes of one result
 
-_probe: Final = b"trio_uring"
-# Where a bytes object has its storage; ends with a NUL that its size counts.
-_STORAGE: Final = bytes.__basicsize__ - 1
-assert address_of(ffi.from_buffer(_probe)) == id(_probe) + _STORAGE
-
 tu_batch_read = lib.tu_batch_read
-_pin_writable = partial(ffi.from_buffer, ffi.typeof("char[]"), require_writable=True)
-
-
-class Columns(NamedTuple):
-    """Offsets and lengths of requests, the longest length, and all numbers ORed, which tells whether all are aligned."""
-
-    offsets: array[int]
-    lengths: array[int]
-    longest: int
-    bits: int
 
 
 # ------------------------------------------------------------------ requests
-
-
-def _columns_of(requests: list[Any], first: int) -> Columns:
-    """Offsets and lengths of some requests. The errors name the request that is wrong, counted from `first`."""
-    offsets, lengths = array("Q", bytes(8 * len(requests))), array("I", bytes(4 * len(requests)))
-    found = tu_pairs(requests, offsets.buffer_info()[0], lengths.buffer_info()[0], MAX_RW_COUNT)
-    if found is None:
-        return _columns(*_transposed(requests, first), first)
-    return Columns(offsets, lengths, *found)
-
-
-def _columns(offsets: Sequence[Any], lengths: Sequence[Any], first: int) -> Columns:
-    """The same of what is in columns already, with every kind of integer, and with the errors."""
-    for i, (offset, length) in enumerate(zip(offsets, lengths, strict=True), first):
-        try:
-            whole_number(length, "length", MAX_RW_COUNT)
-            span(length, offset)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"requests[{i}]: {error}") from None
-    columns = array("Q", offsets), array("I", lengths)
-    return Columns(*columns, max(columns[1]), reduce(or_, chain(*columns)))
-
-
-def _transposed(requests: Sequence[Any], first: int) -> tuple[Sequence[Any], Sequence[Any]]:
-    """The two columns of a list of pairs."""
-    try:
-        firsts, seconds = zip(*requests, strict=True)
-    except (TypeError, ValueError):
-        for i, request in enumerate(requests, first):
-            if not isinstance(request, (tuple, list)) or len(request) != 2:
-                raise TypeError(
-                    f"requests[{i}] must be a pair, an offset and what to read there, not {request!r:.80}"
-                ) from None
-        raise
-    return firsts, seconds
 
 
 def _cut(columns: Columns) -> Iterator[Columns]:
@@ -230,7 +178,7 @@ async def read_many(file: File, requests: Iterable[tuple[int, int]], *, depth: i
     for start in range(0, len(requests), chunk):
         if start and not start % (_CHUNK * _CHUNKS_CHECKED):
             await trio.lowlevel.checkpoint()
-        columns = _columns_of(requests[start : start + chunk], start)
+        columns = columns_of(requests[start : start + chunk], start)
         if direct:
             _check_all_aligned(fd, columns, start)
         checked.append(columns)
@@ -279,7 +227,7 @@ async def _read_bytes(
     else:
         blocks = list(map(bytes, lengths))
         where = ffi.from_buffer("uint64_t[]", array("Q", map(id, blocks)))
-        ended, short = await _read_batch(manager, fd, columns, where, _STORAGE, blocks, window)
+        ended, short = await _read_batch(manager, fd, columns, where, BYTES_STORAGE, blocks, window)
     if short:
         for i, (result, length) in enumerate(zip(ended, lengths, strict=True)):
             if result != length:
@@ -332,14 +280,14 @@ async def readinto_many(file: File, requests: Iterable[tuple[int, Any]], *, dept
         for start in range(0, len(requests), _CHUNK):
             if start and not start % (_CHUNK * _CHUNKS_CHECKED):
                 await trio.lowlevel.checkpoint()
-            some, starts = _pin(fd, requests[start : start + _CHUNK], direct, memory)
+            some, starts = pin_all(fd, requests[start : start + _CHUNK], direct, memory)
             offsets += some.offsets
             lengths += some.lengths
             addresses += starts
         if not memory:
             await trio.lowlevel.checkpoint()
             return []
-        _check_disjoint(addresses, lengths)
+        check_disjoint(addresses, lengths)
         if manager is None:
             return await _into_in_threads(fd, offsets, memory)
         where = ffi.from_buffer("uint64_t[]", addresses)
@@ -357,39 +305,6 @@ async def readinto_many(file: File, requests: Iterable[tuple[int, Any]], *, dept
 
 def _keeps(operation: Operation, memory: list[Any]) -> bool:
     return isinstance(operation, Batch) and isinstance(operation.keep, tuple) and operation.keep[1] is memory
-
-
-def _pin(fd: int, requests: Sequence[Any], direct: int, memory: list[Any]) -> tuple[Columns, array[int]]:
-    """What some requests say, and the addresses of their buffers, which go to `memory`, pinned."""
-    first = len(memory)
-    offsets, buffers = _transposed(requests, first)
-    try:
-        memory += map(_pin_writable, buffers)
-    except (TypeError, BufferError, ValueError):
-        for i, buffer in enumerate(buffers, first):
-            ffi.release(pinned(buffer, f"requests[{i}]: the buffer", writable=True))
-        raise
-    fresh = memory[first:]
-    columns = _columns_of(list(zip(offsets, map(len, fresh), strict=True)), first)
-    pointers = ffi.new("char *[]", fresh)
-    starts = array("Q", bytes(ffi.buffer(pointers)))
-    if direct:
-        want = alignment_of(fd)
-        if columns.bits % want[1] or reduce(or_, starts) % want[0]:
-            for i, (offset, length, start) in enumerate(zip(offsets, columns.lengths, starts, strict=True), first):
-                check_aligned(want, length, offset, start, f"requests[{i}]: ")
-    return columns, starts
-
-
-def _check_disjoint(starts: array[int], lengths: array[int]) -> None:
-    ordered = sorted(starts)
-    longest = max(lengths)
-    if min(map(sub, ordered[1:], ordered), default=longest) >= longest:
-        return
-    taken = sorted((start, length, i) for i, (start, length) in enumerate(zip(starts, lengths, strict=True)) if length)
-    for (start, length, i), (following, _, j) in pairwise(taken):
-        if following < start + length:
-            raise ValueError(f"the buffers of requests[{i}] and requests[{j}] overlap: they would be filled at once")
 
 
 def _read_some_into(fd: int, some: Sequence[tuple[int, memoryview]]) -> list[int | OSError]:

@@ -12,16 +12,13 @@ asked for, the kernel's answer decides, and memory stays pinned until that answe
 Reads and writes are whole: a short transfer goes on where it stopped, so that fewer bytes mean the end of the file. A
 write that is cancelled after a part has gone to the file answers that number, and the next checkpoint raises Cancelled.
 
-Direct I/O (O_DIRECT). Reads that make their own memory make it aligned. Where the caller brings memory, or for an offset or
-length that is off, a ValueError says by how much before anything is queued (F37). What the file wants is asked of
-statx(2), STATX_DIOALIGN, kernel 6.1; a file system that does not tell is left to answer by itself.
+Direct I/O (O_DIRECT). Reads that make their own memory make it aligned; what is off is refused before anything is queued
+(../_ring/requests.py).
 """
 
 from __future__ import annotations
 
 import errno
-import mmap
-import operator
 import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -32,16 +29,25 @@ import trio
 from trio.lowlevel import Task
 
 from .._loop.calls import MAX_RW_COUNT, address_of, ring_manager
-from .._loop.manager import HasFileno, UringIOManager
+from .._loop.manager import UringIOManager
 from .._loop.operation import ENDING_EXCEPTIONS, GLOBAL_RUN_CONTEXT, Operation, os_error, redeliver
+from .._ring.requests import (
+    INT_MAX,
+    LAST,
+    File,
+    aligned_buffer,
+    alignment_of,
+    check_aligned,
+    descriptor,
+    kind,
+    pinned,
+    span,
+    whole_number,
+)
 from .._ring.ring import OP_FALLOCATE, OP_FSYNC, OP_READ, OP_STATX, OP_WRITE, OP_WRITEV, ffi, lib
 
-File: TypeAlias = "int | HasFileno"
 Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 
-LAST: Final = (1 << 63) - 1  # the largest position of a file, loff_t
-PAGE: Final = mmap.PAGESIZE
-_INT_MAX: Final = 0x7FFFFFFF
 _IOV_MAX: Final = 1024
 _DATASYNC: Final = 1  # IORING_FSYNC_DATASYNC
 _AT_FDCWD: Final = -100
@@ -50,121 +56,8 @@ _AT_EMPTY_PATH: Final = 0x1000
 _STATX_SIZE: Final = 256
 _STATX_DIOALIGN: Final = 0x2000
 _STATX_ASKED: Final = 0x7FF | 0x800 | 0x1000 | _STATX_DIOALIGN  # basic, birth time, mount, direct I/O
-TU_DIRECT: Final = 1
-tu_file = lib.tu_file
 tu_read = lib.tu_read
 tu_rw = lib.tu_rw
-
-
-# ------------------------------------------------------------------ arguments
-
-
-def descriptor(file: object, what: str = "file") -> int:
-    """The descriptor of a file argument; TypeError or ValueError where it has none."""
-    fd: Any
-    if isinstance(file, int) and not isinstance(file, bool):
-        fd = file
-    else:
-        fileno = getattr(file, "fileno", None)
-        if fileno is None:
-            raise TypeError(f"{what} must be a file descriptor or have fileno(), not {type(file).__name__}")
-        fd = fileno()
-        if not isinstance(fd, int):
-            raise TypeError(f"fileno() of {what} must answer an int, not {type(fd).__name__}")
-    if not 0 <= fd <= _INT_MAX:
-        raise ValueError(f"{what} has no valid file descriptor ({fd})")
-    return int(fd)
-
-
-def whole_number(value: object, what: str, most: int = LAST) -> int:
-    """An argument that counts bytes, from 0 to `most`."""
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{what} must be an int, not {type(value).__name__}") from None
-    if number < 0:
-        raise ValueError(f"{what} must not be negative ({number})")
-    if number > most:
-        raise ValueError(f"{what} is too large ({number}); the most is {most}")
-    return number
-
-
-def span(length: object, offset: object) -> tuple[int, int]:
-    """A length and an offset whose sum is a position of a file."""
-    length = whole_number(length, "length")
-    offset = whole_number(offset, "offset")
-    if length > LAST - offset:
-        raise ValueError(f"offset + length is too large ({offset} + {length}); the last position of a file is {LAST}")
-    return length, offset
-
-
-def pinned(buffer: object, what: str, writable: bool) -> Any:
-    """The memory of a buffer, pinned until it is released; TypeError where it is no contiguous (writable) buffer."""
-    try:
-        return ffi.from_buffer("char[]", buffer, require_writable=writable)
-    except (TypeError, BufferError, ValueError):
-        kind = "a writable, contiguous" if writable else "a contiguous"
-        raise TypeError(f"{what} must be {kind} bytes-like object, not {_described(buffer)}") from None
-
-
-def _described(value: object) -> str:
-    name = type(value).__name__
-    if isinstance(value, memoryview) and not value.contiguous:
-        return f"a {name} with gaps"
-    return f"a read-only {name}" if isinstance(value, (bytes, memoryview)) else name
-
-
-# ------------------------------------------------------------------ direct I/O
-
-
-def aligned_buffer(size: int, alignment: int = PAGE) -> memoryview:
-    """Writable memory at an address that O_DIRECT accepts.
-
-    Args:
-      size: bytes, at least 1.
-      alignment: of the address, a power of two; the page size fits every file system and device.
-
-    The memory is cleared, and freed when nobody refers to it (or to a slice of it) any more.
-    """
-    size = whole_number(size, "size", LAST - (1 << 30))
-    alignment = whole_number(alignment, "alignment", 1 << 30)
-    if not size:
-        raise ValueError("size must be at least 1")
-    if not alignment or alignment & (alignment - 1):
-        raise ValueError(f"alignment must be a power of two, not {alignment}")
-    # A mapping begins at a page; what is stricter than that needs room to begin later.
-    memory = memoryview(mmap.mmap(-1, size + (alignment if alignment > PAGE else 0)))
-    start = -address_of(ffi.from_buffer(memory)) % alignment
-    return memory[start : start + size]
-
-
-def kind(fd: int) -> int:
-    """0, or TU_DIRECT for a descriptor with O_DIRECT; OSError where it is closed (EBADF) or has no positions (ESPIPE)."""
-    found: int = tu_file(fd)
-    if found < 0:
-        raise os_error(found)
-    return found
-
-
-def alignment_of(fd: int) -> tuple[int, int]:
-    """What a descriptor with O_DIRECT wants of addresses, and of offsets and lengths, in bytes; 1 where nobody knows."""
-    out = ffi.new("char[]", _STATX_SIZE)
-    if lib.tu_statx(fd, b"", _AT_EMPTY_PATH, _STATX_DIOALIGN, out) < 0:
-        return 1, 1
-    found = StatxResult._unpack(bytes(ffi.buffer(out)))
-    return found.dio_mem_align or 1, found.dio_offset_align or 1
-
-
-def check_aligned(want: tuple[int, int], length: int, offset: int, address: int = 0, where: str = "") -> None:
-    """ValueError for what O_DIRECT would answer with EINVAL (F37)."""
-    for name, value, unit in (("offset", offset, want[1]), ("length", length, want[1]), ("address", address, want[0])):
-        if value % unit:
-            advice = "; trio_uring.aligned_buffer makes memory that is aligned" if name == "address" else ""
-            shown = f"{value:#x}" if name == "address" else value
-            raise ValueError(
-                f"{where}{name} {shown} is not aligned as O_DIRECT wants it on this file: "
-                f"{value % unit} bytes past a multiple of {unit}{advice}"
-            )
 
 
 # ------------------------------------------------------------------ transfers
@@ -351,7 +244,7 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
     plain: Any = file
     if (
         plain.__class__ is length.__class__ is offset.__class__ is int
-        and 0 <= plain <= _INT_MAX
+        and 0 <= plain <= INT_MAX
         and 0 <= length <= MAX_RW_COUNT
     ):
         # What follows, and `transfer_whole`, for the plain case in a row: a read from the page cache takes the kernel less
@@ -555,7 +448,7 @@ async def fallocate(file: File, offset: int, length: int, mode: int = 0) -> None
     """
     fd = descriptor(file)
     length, offset = span(length, offset)
-    mode = whole_number(mode, "mode", _INT_MAX)
+    mode = whole_number(mode, "mode", INT_MAX)
     if not length:
         raise ValueError("length must be at least 1")
     manager = ring_manager()

@@ -30,8 +30,9 @@ from trio._socket import _SocketType
 from .._loop.calls import MAX_RW_COUNT, ring_manager
 from .._loop.manager import UringIOManager
 from .._loop.operation import ENDING_EXCEPTIONS, Operation, redeliver
+from .._ring.requests import File, descriptor, kind, pinned, span, whole_number
 from .._ring.ring import OP_READ, OP_SPLICE, OP_WRITE, ffi
-from .positional import File, descriptor, kind, pinned, span, transfer_whole, whole_number
+from .positional import transfer_whole
 
 SPLICE_F_MOVE: Final = 1
 SPLICE_F_NONBLOCK: Final = 2

@@ -23,7 +23,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from .availability import unavailable
 
@@ -73,6 +73,9 @@ OP_SYMLINKAT: Final = 38
 OP_LINKAT: Final = 39
 OP_FTRUNCATE: Final = 55  # kernel 6.9
 
+# SQE lengths have 32 bits; the kernel caps a transfer there anyway (MAX_RW_COUNT).
+MAX_RW_COUNT: Final = 0x7FFFF000
+
 CQE_F_BUFFER: Final = 1 << 0
 CQE_F_MORE: Final = 1 << 1
 CQE_F_SOCK_NONEMPTY: Final = 1 << 2
@@ -109,6 +112,23 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class HasFileno(Protocol):
+    """An object with a descriptor."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+
+def os_error(result: int) -> OSError:
+    """The exception for a negative completion result: class, errno and text as from the system call itself."""
+    return OSError(-result, os.strerror(-result))
+
+
+def address_of(pointer: Any) -> int:
+    """Where the memory of a cffi pointer or array is."""
+    return int(ffi.cast("uintptr_t", pointer))
 
 
 class RingCounters:
