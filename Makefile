@@ -9,7 +9,7 @@ ACCEPTANCE ?= ../shared/acceptance
 SOURCES := pyproject.toml $(wildcard ffi/* trio_uring/*.py trio_uring/*/*.py trio_uring/startup/*) README.md
 DEBIAN := gcc:gcc libc6-dev:/usr/include/stdlib.h pkg-config:pkg-config liburing-dev:/usr/include/liburing.h strace:strace python3-venv:@venv python3-dev:@headers
 
-.PHONY: demo test lint acceptance cancellation versions suites pythons wheel faults fuzz sanitizers valgrind soak kernels bench clean packages
+.PHONY: demo test lint docs acceptance cancellation versions suites pythons wheel release faults fuzz sanitizers valgrind soak kernels bench clean packages
 
 demo: $(VENV)/installed
 	@$(BIN)/pip install -q "hypercorn[trio]>=0.17" "starlette>=0.40"
@@ -28,6 +28,12 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/docs/public_types.py
+
+# The documentation, into build/docs. A warning is an error.
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+	@echo "build/docs/index.html"
 
 # Trio's, AnyIO's and pytest-trio's own suites on the ring, at the default sizes and at the smallest.
 acceptance: packages
@@ -57,6 +63,10 @@ cancellation: $(VENV)/installed
 # A wheel, checked, and tried in an empty environment on a machine view without liburing.
 wheel: packages
 	PYTHON=$(PYTHON) tests/wheel.sh
+
+# What is uploaded, into dist/: built twice and compared, audited, tried in an empty environment, with a bill of materials.
+release: packages
+	$(PYTHON) tests/release.py
 
 # Every call of the shim fails, in every way in which it may (docs/faults.md), under nine small programs and under all 766 pairs of
 # operation and cause of the cancellation suite, at each moment: every fault that hits one call, and of those that hit several every

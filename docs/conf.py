@@ -10,6 +10,7 @@ from trio_uring import _version
 
 project = "trio-uring"
 author = "the trio-uring contributors"
+copyright = "the trio-uring contributors, MIT or Apache-2.0"
 version = release = _version.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib_trio"]
@@ -35,7 +36,6 @@ html_theme_options = {
     "description": "The io_uring backend for Trio and AnyIO",
     "page_width": "64rem",
     "body_max_width": "48rem",
-    "fixed_sidebar": True,
     "show_relbars": True,
 }
 html_static_path = ["static"]

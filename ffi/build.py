@@ -13,6 +13,7 @@ from cffi import FFI
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -74,6 +75,7 @@ def configure(extension: Extension) -> None:
     extension.include_dirs = [str(HERE), *(flag[2:] for flag in pkg_config("--cflags-only-I").split())]
     extension.define_macros = [("TU_LIBURING_VERSION", f'"{version}"'), ("Py_LIMITED_API", "0x030a0000")]
     extension.extra_compile_args = ["-std=gnu11", "-O2", "-fvisibility=hidden", "-Wno-unused-function"]
+    extension.extra_compile_args += [f"-ffile-prefix-map={ROOT}=."]  # the same bytes wherever it is built
     archive = Path(pkg_config("--variable=libdir"), "liburing.a")
     if archive.exists():
         extension.extra_objects = [str(archive)]
@@ -102,6 +104,8 @@ class BuildExt(build_ext):
             raise BuildProblem(
                 f"the C compiler {compiler!r} is not installed; install one (Debian and Ubuntu: apt-get install gcc)"
             )
+        # Where this interpreter has its libraries is nothing to who installs the wheel.
+        self.compiler.linker_so = [part for part in self.compiler.linker_so if not part.startswith("-Wl,-rpath")]
         builder = FFI()
         builder.cdef(declarations())
         builder.set_source(ext.name, source(), py_limited_api=True)
@@ -112,6 +116,24 @@ class BuildExt(build_ext):
         ext.depends = [str(part) for part in HERE.glob("*.[ch]")]  # uring.c includes the others
         ext.py_limited_api = True
         super().build_extension(ext)
+
+
+# What the source distribution has: all that builds, tests and explains it.
+TREES = ("ffi", "trio_uring", "tests", "benchmarks", "docs", "findings")
+FILES = ("CHANGELOG.md", "Makefile", "README.md", "pyproject.toml")
+
+
+class Sdist(sdist):
+    """sdist with the whole of the sources, by folder: setuptools alone takes the packages and the first C file."""
+
+    def make_distribution(self) -> None:
+        for tree in TREES:
+            for path in sorted(ROOT.joinpath(tree).rglob("*")):
+                if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".so", ".pyc"):
+                    self.filelist.append(str(path.relative_to(ROOT)))
+        self.filelist.extend(FILES)
+        self.filelist.remove_duplicates()
+        super().make_distribution()
 
 
 class BuildPy(build_py):

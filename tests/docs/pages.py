@@ -1,7 +1,7 @@
 """The pages of the documentation, as the tests read them: their links, their programs, their tables.
 
-The programs of a page. A block of Python whose first line is `# name.py` is a file of that name. A console block is what a reader types
-after `$`, and what it prints. `…` in an output stands for anything, a line with nothing else for any lines.
+The programs of a page. A block of Python whose first line is `# name.py` is a file of that name. A console block is what a reader
+types after `$`, and what it prints. `…` in an output stands for anything, a line with nothing else for any lines.
 """
 
 from __future__ import annotations
@@ -68,3 +68,9 @@ def as_printed(printed: list[str]) -> re.Pattern[str]:
         for line in printed
     ]
     return re.compile("".join(lines))
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    headings = re.findall(r"^#+ (.+)$", without_blocks(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from pages import DOCS, ROOT, as_printed, blocks, commands, file_name, pages
+from pages import DOCS, ROOT, anchors, as_printed, blocks, commands, file_name, pages, without_blocks
 
 SECONDS = 120  # a bound, not a measure of speed
 WITH_PROGRAMS = [page for page in pages() if any(map(file_name, blocks(page)))]
@@ -47,7 +48,9 @@ def test_programs_print_what_the_page_says(page: Path, tmp_path: Path) -> None:
         elif block.kind == "console":
             for command in commands(block):
                 printed = typed(command.typed, tmp_path)
-                assert as_printed(command.printed).fullmatch(printed), f"{page}:{block.line}: {command.typed}\n{printed}"
+                assert as_printed(command.printed).fullmatch(printed), (
+                    f"{page}:{block.line}: {command.typed}\n{printed}"
+                )
                 run |= {word for word in shlex.split(command.typed) if word in made}
     assert run == made, "a program that the page does not run"
 
@@ -56,3 +59,35 @@ def test_the_pages_with_programs_are_known() -> None:
     """One that loses its programs (a renamed fence, say) is noticed."""
     assert DOCS / "tutorial.md" in WITH_PROGRAMS
     assert {page.name for page in (DOCS / "howto").glob("*.md")} <= {page.name for page in WITH_PROGRAMS}
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Read as files, too, and not only as Sphinx makes them: on the way to the code most people read them there."""
+    for target in re.findall(r"\]\(([^()\s]+)\)", without_blocks(page)):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        found = page.parent / path if path else page
+        assert found.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(found), f"{page.name}: {target}"
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    index = (DOCS / "index.md").read_text()
+    for page in DOCS.rglob("*.md"):
+        name = str(page.relative_to(DOCS).with_suffix(""))
+        assert name == "index" or name.startswith(("demo/", "examples/")) or f"\n{name}\n" in index, name
+
+
+def test_commands_that_pages_name_exist() -> None:
+    """`make x`, and `python -m trio_uring x`."""
+    targets = set(re.findall(r"^([a-z-]+)(?: [a-z-]+)*:(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets |= {
+        name
+        for line in re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        for name in line.split()
+    }
+    for page in pages():
+        for name in re.findall(r"`make ([a-z-]+)|^ {4}make ([a-z-]+)", page.read_text(), re.MULTILINE):
+            assert set(name) & targets, f"{page.name}: make {name}"

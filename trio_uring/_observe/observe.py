@@ -155,7 +155,7 @@ class RingMonitor(trio.abc.Instrument):
     """An instrument that knows how fast a run's ring works, and for how long its operations have been in flight.
 
     One for each run: `trio.run(main, instruments=[monitor])`, or `trio.lowlevel.add_instrument(monitor)` in the run. In
-    a run that is not on the ring it does nothing.
+    a run that is not on the ring it does nothing. ::
 
         async for rates in monitor:
             print(rates)

@@ -234,6 +234,11 @@ def _pwrite(fd: int, memory: memoryview, offset: int) -> int:
 async def read_at(file: File, length: int, offset: int) -> bytes:
     """Read `length` bytes at `offset`; fewer only where the file ends (pread(2)).
 
+    Args:
+      file: a descriptor, or an open file of Python's, Trio's or AnyIO's; its own position does not move.
+      length: bytes, at most 2,147,479,552.
+      offset: bytes from the beginning of the file.
+
     Any number of tasks may read one descriptor at a time.
 
     Raises:
@@ -320,6 +325,10 @@ async def _whole(
 async def readinto_at(file: File, buffer: Any, offset: int) -> int:
     """Fill a writable buffer from `offset` on, and answer the number of bytes; fewer only where the file ends.
 
+    Args:
+      file, offset: as for `read_at`.
+      buffer: writable memory in one piece: a bytearray, memoryview, array, mmap.
+
     The buffer is pinned until the kernel has let go of it: whoever resizes it meanwhile gets BufferError. Raises as
     `read_at`; with O_DIRECT also ValueError for an address that is not aligned (`aligned_buffer`).
     """
@@ -329,6 +338,10 @@ async def readinto_at(file: File, buffer: Any, offset: int) -> int:
 @trio.lowlevel.enable_ki_protection
 async def write_at(file: File, data: Any, offset: int) -> int:
     """Write all of `data` at `offset`, and answer the number of bytes written (pwrite(2)).
+
+    Args:
+      file, offset: as for `read_at`; the file is open for writing.
+      data: anything that is bytes in one piece; it is pinned until the kernel has let go of it.
 
     That is fewer than `data` has in one case: it was cancelled, or its descriptor announced as closing, when a part was in
     the file already; the answer is that part, and the next checkpoint raises Cancelled. Where an error ends it, what was
@@ -341,7 +354,14 @@ async def write_at(file: File, data: Any, offset: int) -> int:
 
 @trio.lowlevel.enable_ki_protection
 async def writev_at(file: File, buffers: Iterable[Any], offset: int) -> int:
-    """Write several buffers one after the other at `offset`, as one (pwritev(2)); otherwise as `write_at`."""
+    """Write several buffers one after the other at `offset`, as one, and answer the number of bytes (pwritev(2)).
+
+    Args:
+      file, offset: as for `write_at`.
+      buffers: each as the `data` of `write_at`; taken once, so an iterator serves.
+
+    Where a part is the answer, and what it raises: as `write_at`.
+    """
     fd = descriptor(file)
     memory = [pinned(buffer, f"buffers[{i}]", writable=False) for i, buffer in enumerate(buffers)]
     try:
@@ -420,12 +440,19 @@ async def _writev(manager: UringIOManager, fd: int, memory: Sequence[Any], skip:
 
 
 async def fsync(file: File) -> None:
-    """Return when the file's data and metadata are on the device (fsync(2)). What a buffered file holds: flush it before."""
+    """Return when the data and metadata of an open file are on the device (fsync(2)).
+
+    What a buffered `file` of Python's holds back is not among it: flush it before. Raises OSError as the system call: EIO,
+    ENOSPC, EBADF, EINVAL for what cannot be synchronised.
+    """
     await _sync(descriptor(file), 0, os.fsync)
 
 
 async def fdatasync(file: File) -> None:
-    """The same without the metadata that no reader of the data needs (fdatasync(2))."""
+    """Return when the data of an open `file` is on the device, and of its metadata what reading it needs (fdatasync(2)).
+
+    Otherwise as `fsync`.
+    """
     await _sync(descriptor(file), _DATASYNC, os.fdatasync)
 
 
@@ -441,6 +468,8 @@ async def fallocate(file: File, offset: int, length: int, mode: int = 0) -> None
     """Reserve, punch, zero or collapse a range of a file (fallocate(2)).
 
     Args:
+      file: open for writing.
+      offset, length: of the range, in bytes; a length of at least 1.
       mode: FALLOC_FL flags of linux/falloc.h; 0 reserves, and makes the file longer where it ends before the range does.
 
     Raises OSError as the system call: ENOSPC, EOPNOTSUPP where the file system has no such thing, EBADF where the file

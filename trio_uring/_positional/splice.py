@@ -114,6 +114,8 @@ async def splice(
     """Move at most `count` bytes between two descriptors, one of which is a pipe (splice(2)).
 
     Args:
+      source, target: open files, pipes, sockets, or their descriptors.
+      count: bytes.
       offset_source, offset_target: a position in a file; None for a pipe or socket, and for a file's own position, which moves.
       flags: SPLICE_F flags.
 
@@ -246,7 +248,8 @@ async def sendfile(stream_or_socket: Any, file: File, offset: int, count: int) -
 
     Args:
       stream_or_socket: a `trio.SocketStream`, a socket of `trio.socket`, or a SocketStream of AnyIO on Trio.
-      file: a regular file.
+      file: a regular file, open for reading; its own position does not move.
+      offset, count: bytes.
 
     Returns the bytes sent: fewer than `count` only where the file ends, or where it was cancelled after a part had gone: then
     that part is the answer, and the next checkpoint raises Cancelled. Where an error ends it, a part may have gone.
@@ -351,6 +354,7 @@ async def copy_file(
     """Copy from one open file to another inside the kernel, without a buffer of this process.
 
     Args:
+      source, target: open for reading, and for writing; descriptors, or files of Python's, Trio's or AnyIO's.
       count: bytes; None for all up to the end of `source`.
       offset_source, offset_target: where to begin; the files' own positions do not move.
 
