@@ -1,11 +1,11 @@
 """What is uploaded, made and tried: `make release`, or `python tests/release.py [DIRECTORY]` (else dist/).
 
 The source distribution and, out of it, the wheel; both built twice, in different places, and equal byte for byte. auditwheel says
-which systems the wheel serves and gives it their tag; twine reads the metadata. The wheel is then tried in an empty environment without a
-compiler: a program runs on the ring, the start-up hook is there, and goes with the wheel. Beside them a bill of materials
-(CycloneDX) and the checksums. Nothing is uploaded.
+which systems the wheel serves and gives it their tag; twine reads the metadata. The wheel is then tried in an empty environment
+without a compiler: a program runs on the ring, the start-up hook is there, and goes with the wheel. Beside them a bill of
+materials (CycloneDX) and the checksums. Nothing is uploaded.
 
-Needs git, gcc, liburing and the package index. Exit status 1, with a sentence, where anything is not so.
+Needs CPython 3.11, git, gcc, liburing and the package index. Exit status 1, with a sentence, where anything is not so.
 """
 
 from __future__ import annotations
