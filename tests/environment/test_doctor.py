@@ -203,7 +203,7 @@ def test_a_ring_that_completes_nothing_is_a_no(monkeypatch: pytest.MonkeyPatch) 
         def close(self) -> None:
             Dead.closed = True
 
-    monkeypatch.setattr(_ring, "Ring", Dead)
+    monkeypatch.setattr(_doctor, "Ring", Dead)
     monkeypatch.setattr(_doctor, "_COMPLETION", 0.001)
     report = _doctor.examine()
     assert report.verdict.usable is False

@@ -23,6 +23,7 @@ import trio
 import trio.testing
 
 import trio_uring
+from trio_uring._files import binary as _binary
 from trio_uring._files import engine as _files
 from trio_uring._loop.calls import ring_manager
 
@@ -473,7 +474,7 @@ def test_reads_cancelled_at_random_lose_nothing(
     content = chance.randbytes(60_000)
     (tmp_path / "file").write_bytes(content)
     if seed % 2:
-        monkeypatch.setattr(_files, "WORKER_THRESHOLD", 1)  # everything goes to a worker: cancels find it there
+        monkeypatch.setattr(_binary, "WORKER_THRESHOLD", 1)  # everything goes to a worker: cancels find it there
 
     async def main() -> None:
         file: Any
@@ -504,7 +505,7 @@ def test_writes_cancelled_at_random_leave_what_they_reported(
 ) -> None:
     chance = random.Random(seed)
     if seed % 2:
-        monkeypatch.setattr(_files, "WORKER_THRESHOLD", 1)
+        monkeypatch.setattr(_binary, "WORKER_THRESHOLD", 1)
 
     async def main() -> None:
         expected = bytearray()
@@ -530,7 +531,7 @@ def test_text_writes_cancelled_at_random_leave_what_they_reported(
 ) -> None:
     chance = random.Random(seed)
     if seed % 2:
-        monkeypatch.setattr(_files, "WORKER_THRESHOLD", 1)
+        monkeypatch.setattr(_binary, "WORKER_THRESHOLD", 1)
 
     async def main() -> None:
         path, encoding = tmp_path / "file", chance.choice(("utf-8", "utf-16", "utf-8-sig"))

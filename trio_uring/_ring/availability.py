@@ -37,7 +37,7 @@ OLDEST_KERNEL: Final = (6, 1)
 CAP_IPC_LOCK: Final = 14
 CAP_SYS_ADMIN: Final = 21
 
-_SHIM: Final = os.path.join(os.path.dirname(__file__), "_ffi")
+_SHIM: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_ffi")
 _SMALLER: Final = "ask for smaller rings with TRIO_URING_OPTIONS=sq_entries=64"
 
 
@@ -82,7 +82,7 @@ class Facts:
       memlock: RLIMIT_MEMLOCK in bytes, soft and hard; None in place of a number: no limit.
       nofile: RLIMIT_NOFILE, likewise.
       open_files: descriptors that the process has open.
-      shim_built: whether a compiled extension lies beside this module.
+      shim_built: whether a compiled extension lies in the package.
     """
 
     system: str = "linux"
