@@ -37,7 +37,7 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, alias.name
 
 
-@pytest.mark.parametrize("folder", FLOOR)
+@pytest.mark.parametrize("folder", sorted(FLOOR))
 def test_a_layer_imports_only_those_below_it(folder: str) -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
