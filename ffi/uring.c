@@ -37,6 +37,7 @@
 
 /* Newer than liburing 2.3's header. */
 #define TU_SETUP_NO_SQARRAY (1U << 16)
+#define TU_OP_FTRUNCATE 55
 
 #ifndef TU_LIBURING_VERSION
 #define TU_LIBURING_VERSION "unknown"
@@ -122,6 +123,9 @@ static void batch_free_all(tu_ring *r);
 #define MOST_RETRY_NS 50000000
 
 #define CLOSING_WAKERS (1 << 30)
+
+/* user_data of the entries that are tried when a ring is made; below TU_FIRST_USER_DATA. */
+#define FIRST_TRIAL_DATA 4
 
 static unsigned load(const unsigned *p)
 {
@@ -247,6 +251,50 @@ static void unregister_ring_fd(tu_ring *r)
     r->registered = -1;
 }
 
+/* Restrictions of the whole task (7.2) refuse operations with -EACCES, whatever the probe says (F56). Most have a substitute; these
+ * have none, so the opener has to hear of them. Each is tried with the flags that it will have and on nothing: where it is
+ * allowed it fails otherwise, at once. */
+static int try_essentials(tu_ring *r, int *step)
+{
+    static const unsigned char opcodes[] = {IORING_OP_READ, IORING_OP_POLL_ADD, IORING_OP_ASYNC_CANCEL};
+    struct io_uring_cq *cq = &r->ring.cq;
+    unsigned tried = 0;
+    int rc = io_uring_register(r->ring.ring_fd, IORING_REGISTER_EVENTFD, NULL, 0); /* EINVAL where it is allowed */
+
+    if (rc == -EACCES) {
+        *step = 4;
+        return rc;
+    }
+    while (tried < sizeof opcodes) {
+        for (unsigned n = 0; n < *r->ring.sq.kring_entries && tried < sizeof opcodes; n++, tried++) {
+            struct io_uring_sqe *sqe = &r->ring.sq.sqes[*r->ring.sq.ktail & *r->ring.sq.kring_mask];
+
+            memset(sqe, 0, sizeof *sqe);
+            sqe->opcode = opcodes[tried];
+            sqe->fd = -1;
+            sqe->user_data = FIRST_TRIAL_DATA + tried;
+            if (sqe->opcode == IORING_OP_ASYNC_CANCEL) {
+                sqe->addr = FIRST_TRIAL_DATA;
+                sqe->flags = IOSQE_CQE_SKIP_SUCCESS;
+            }
+            store(r->ring.sq.ktail, *r->ring.sq.ktail + 1);
+        }
+        rc = enter(r, pending(r), 0, IORING_ENTER_GETEVENTS, -1);
+        if (rc < 0)
+            return rc; /* what is transient leaves the rest of them to the first wait, which ignores their results */
+        for (unsigned head = *cq->khead; head != load(cq->ktail); head++) {
+            const struct io_uring_cqe *cqe = &cq->cqes[head & *cq->kring_mask];
+
+            if (cqe->res == -EACCES) {
+                *step = TU_STEP_OPERATION + opcodes[cqe->user_data - FIRST_TRIAL_DATA];
+                return -EACCES;
+            }
+            store(cq->khead, head + 1);
+        }
+    }
+    return 0;
+}
+
 int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int *step)
 {
     struct io_uring_params p;
@@ -282,7 +330,7 @@ int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int *step)
     atomic_store(&r->wakers, 0);
     /* A seccomp filter may allow the set-up and forbid the rest: that is for the opener to hear, not for the first wait. */
     *step = 3;
-    rc = enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1);
+    rc = try_essentials(r, step);
     r->stats.enters = 0;
     if (rc >= 0 || transient(rc))
         return 0;
@@ -1290,6 +1338,8 @@ int tu_buffers_free(tu_ring *r)
 }
 
 /* ---------------------------------------------------------------- without a ring */
+
+#include "system_calls.c"
 
 int tu_file(int fd)
 {

@@ -28,7 +28,9 @@ typedef struct {
 typedef struct tu_ring tu_ring;
 
 /* Life. tu_new() allocates without any system call; tu_open() makes the ring (on failure *step names the failed
- * system call: 1 setup, 2 eventfd). tu_close() unmaps and closes; it does not wait, see Ring.close(). */
+ * system call: 1 setup, 2 eventfd, 3 enter, 4 register; with -EACCES also TU_STEP_OPERATION plus the opcode of an entry that a
+ * restriction forbids and no run can do without). tu_close() unmaps and closes; it does not wait, see Ring.close(). */
+#define TU_STEP_OPERATION 256
 tu_ring *tu_new(void);
 int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int *step);
 void tu_close(tu_ring *r);
@@ -89,6 +91,9 @@ int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *l
  * 0, TU_DIRECT (O_DIRECT is set), -ESPIPE where it has no positions, or -EBADF. */
 #define TU_DIRECT 1
 int tu_file(int fd);
+/* What an entry with these fields asks for, as the system call of that name: its result, or -EACCES where there is none. For a
+ * ring that may not do it. Of sockets it answers -EAGAIN in place of waiting. */
+int64_t tu_system_call(unsigned opcode, int fd, void *addr, unsigned len, uint64_t off, unsigned op_flags, int file_index);
 int tu_statx(int dirfd, const char *path, int flags, unsigned mask, char *out); /* out: 256 bytes */
 int tu_fallocate(int fd, int mode, int64_t offset, int64_t length);
 /* What a descriptor is: TU_LOCAL for a regular file of a filesystem that has its data at hand in this machine, TU_FIFO, 0, or an error. */

@@ -58,8 +58,9 @@ def test_json_has_the_documented_keys() -> None:
     report = json.loads(done.stdout)
     assert set(report) == {
         "usable", "verdict", "cause", "remedy", "errno", "ring", "versions", "limits", "setup_flags",
-        "operations", "features", "seams",
+        "operations", "restricted", "features", "seams",
     }  # fmt: skip
+    assert report["restricted"] == []
     assert report["usable"] is True
     assert [report[key] for key in ("cause", "remedy", "errno")] == [None] * 3
     assert report["ring"] == {"sq_entries": 512, "cq_entries": 4096}

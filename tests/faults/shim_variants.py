@@ -1,9 +1,9 @@
-"""Builds variants of the shim for tests: one that fails on demand (inject.h), one under the sanitizers, one that tells which
-ways through it were taken (coverage.h), or all at once.
+"""Builds variants of the shim for tests: one that fails on demand (inject.h), one whose rings may not do all operations
+(restrict.h), one under the sanitizers, one that tells which ways through it were taken (coverage.h), or all at once.
 
 A variant is a directory that holds the whole package with another shim. Put first on PYTHONPATH, it is what a program
 imports. Knows ffi/build.py and the compiler; knows nothing of what is tested. As a program: `python shim_variants.py
-[--faults] [--sanitize] [--coverage]` builds and prints the directory.
+[--faults] [--restrict] [--sanitize] [--coverage]` builds and prints the directory.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno
 COVERAGE = ["-fsanitize-coverage=trace-pc"]
 
 
-def build(*, faults: bool = False, sanitize: bool = False, coverage: bool = False) -> Path:
+def build(*, faults: bool = False, restrict: bool = False, sanitize: bool = False, coverage: bool = False) -> Path:
     """Answers the directory of a variant, made afresh if anything that it is made of has changed."""
     parts = sorted([*(ROOT / "ffi").glob("*.[ch]"), *HERE.glob("*.h"), ROOT / "ffi" / "build.py", Path(__file__)])
-    digest = hashlib.sha256(repr((faults, sanitize, coverage, sys.version_info[:2])).encode())
+    digest = hashlib.sha256(repr((faults, restrict, sanitize, coverage, sys.version_info[:2])).encode())
     for part in parts:
         digest.update(part.read_bytes())
     made = BUILDS / digest.hexdigest()[:16]
@@ -42,7 +42,7 @@ def build(*, faults: bool = False, sanitize: bool = False, coverage: bool = Fals
         fcntl.flock(lock, fcntl.LOCK_EX)  # one of the workers of pytest-xdist builds, the others wait
         if not made.exists():
             with tempfile.TemporaryDirectory(dir=BUILDS) as scratch:
-                _compile(Path(scratch), faults, sanitize, coverage)
+                _compile(Path(scratch), faults, restrict, sanitize, coverage)
                 package = Path(scratch, "trio_uring")
                 shutil.move(str(package), str(BUILDS / f"{made.name}.new"))
             made.mkdir()
@@ -51,7 +51,7 @@ def build(*, faults: bool = False, sanitize: bool = False, coverage: bool = Fals
     return made
 
 
-def _compile(scratch: Path, faults: bool, sanitize: bool, coverage: bool) -> None:
+def _compile(scratch: Path, faults: bool, restrict: bool, sanitize: bool, coverage: bool) -> None:
     shipped = runpy.run_path(str(ROOT / "ffi" / "build.py"))
     extension = Extension("trio_uring._ffi", [])
     shipped["configure"](extension)
@@ -60,6 +60,8 @@ def _compile(scratch: Path, faults: bool, sanitize: bool, coverage: bool) -> Non
     if faults:
         declarations += (HERE / "inject_api.h").read_text()
         source = '#include "inject.h"\n' + source
+    if restrict:
+        source = '#include "restrict.h"\n' + source
     if coverage:
         declarations += "static unsigned char tf_edges[...];"
         source += '#include "coverage.h"\n'
@@ -105,7 +107,8 @@ def _link_sources(package: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", action="store_true")
+    parser.add_argument("--restrict", action="store_true")
     parser.add_argument("--sanitize", action="store_true")
     parser.add_argument("--coverage", action="store_true")
     arguments = parser.parse_args()
-    print(build(faults=arguments.faults, sanitize=arguments.sanitize, coverage=arguments.coverage))
+    print(build(**vars(arguments)))

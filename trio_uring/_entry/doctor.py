@@ -2,8 +2,8 @@
 
 Knows the ring's set-up flags, operations and features by name, the installed packages, and how a run is
 started; knows nothing of how the shim or the manager work. Everything it reports it has tried: flags by
-making rings, operations by the kernel's own probe, the verdict by a NOP through the ring that a run makes and
-then by a run.
+making rings, operations by the kernel's own probe and by an entry of each, on nothing, since a restriction of the task refuses what
+the probe says is there; the verdict by a NOP through the ring that a run makes and then by a run.
 
 The numbers and names are those of include/uapi/linux/io_uring.h; the kernel versions those of
 io_uring_setup(2), io_uring_enter(2) and io_uring_register(2) (WAITID came with 6.7, with the futex
@@ -30,7 +30,7 @@ import trio
 from .._loop.options import UringBackend
 from .._ring import availability
 from .._ring.availability import Facts, UringUnavailableError
-from .._ring.ring import FIRST_USER_DATA, OP_NOP, Ring
+from .._ring.ring import FIRST_USER_DATA, OP_NOP, STRAY_DATA, Ring, ffi
 from .._version import __version__
 from . import seams
 
@@ -188,6 +188,7 @@ class Report:
     features: list[tuple[Capability, bool | None]]
     mismatches: list[str]
     verdict: Verdict
+    restricted: frozenset[int] = frozenset()  # operations that are there and that a restriction forbids
 
 
 # ---------------------------------------------------------------- asking
@@ -222,6 +223,7 @@ class _Prober:
         self._patience = patience
         self._lib: Any = None
         self._operations: frozenset[int] | None = None
+        self.restricted: frozenset[int] = frozenset()
         try:
             shim = _shim()
         except ImportError:
@@ -241,7 +243,35 @@ class _Prober:
         return {0: True, -errno.EFAULT: True, -errno.ENXIO: True, -errno.EINVAL: False}.get(code)
 
     def operation(self, operation: Capability) -> bool | None:
-        return None if self._operations is None else operation.number in self._operations
+        if self._operations is None:
+            return None
+        return operation.number in self._operations and operation.number not in self.restricted
+
+    def try_operations(self, options: UringBackend) -> None:
+        """Ask for each operation that is there, on no file and with no memory: it fails, and where it may not be used, with EACCES."""
+        try:
+            ring = Ring(options.sq_entries, options.cq_entries)
+        except OSError:
+            return  # the verdict says why
+        try:
+            tried = {FIRST_USER_DATA + each.number: each for each in OPERATIONS if self.operation(each)}
+            left = len(tried)
+            for user_data, operation in tried.items():
+                # The address of a cancel is the user_data of its target: none that is in flight.
+                ring.queue(operation.number, user_data, addr=ffi.cast("void *", STRAY_DATA))
+            deadline = time.monotonic() + _COMPLETION
+            refused = set()
+            while left and time.monotonic() < deadline:
+                each = iter(ring.wait(_COMPLETION) or ())
+                for user_data, result, _flags in zip(each, each, each, strict=True):
+                    left -= 1
+                    if result == -errno.EACCES and user_data in tried:
+                        refused.add(tried[user_data].number)
+            self.restricted = frozenset(refused)
+        except OSError:
+            return
+        finally:
+            ring.close()
 
     def feature(self, feature: Capability) -> bool | None:
         # Where io_uring_register(2) is forbidden the operations are unknown too, and its errno is no answer.
@@ -308,18 +338,21 @@ def examine() -> Report:
     else:
         verdict = patience.ask(lambda: _try_ring(options))
     prober = _Prober(patience)
+    if verdict.usable:
+        prober.try_operations(options)
     flags = [(flag, prober.flag(flag)) for flag in FLAGS]
     operations = [(operation, prober.operation(operation)) for operation in OPERATIONS]
     features = [(feature, prober.feature(feature)) for feature in FEATURES]
     mismatches = seams.mismatches()
     if verdict.usable:
-        lacking = [c.name for c, there in [*operations, *features] if there is False and c.without is None]
+        allowed = [row for row in operations if row[0].number not in prober.restricted]
+        lacking = [c.name for c, there in [*allowed, *features] if there is False and c.without is None]
         if lacking:
             cause = f"the kernel, {facts.release}, lacks {', '.join(lacking)}"
             verdict = Verdict(cause, "boot an unmodified Linux 6.1 or newer", sizes=verdict.sizes)
         else:
             verdict = attrs.evolve(patience.ask(_try_run), sizes=verdict.sizes)
-    return Report(facts, _versions(), flags, operations, features, mismatches, verdict)
+    return Report(facts, _versions(), flags, operations, features, mismatches, verdict, prober.restricted)
 
 
 def _versions() -> dict[str, str | None]:
@@ -346,25 +379,32 @@ def _versions() -> dict[str, str | None]:
 # ---------------------------------------------------------------- telling
 
 
-def _remedy(capability: Capability) -> str:
-    return f"boot Linux {capability.since} or newer"
+def _consequences(capability: Capability, restricted: bool) -> tuple[str, str]:
+    """What is lost without it, and what to do."""
+    if restricted:
+        return (
+            "a restriction of this process forbids it; what uses it is done as on epoll",
+            "allow it where the restriction is made (container runtime, service manager)",
+        )
+    return capability.without or _NEEDED, f"boot Linux {capability.since} or newer"
 
 
 def as_json(report: Report) -> dict[str, Any]:
     """The report in the form that `main` documents."""
 
-    def table(rows: list[tuple[Capability, bool | None]]) -> dict[str, Any]:
+    def entry(capability: Capability, available: bool | None, restricted: frozenset[int]) -> dict[str, Any]:
+        effect, remedy = _consequences(capability, capability.number in restricted)
         return {
-            capability.name: {
-                "available": available,
-                "needed": capability.without is None,
-                "since": capability.since,
-                "number": capability.number,
-                "effect": (capability.without or _NEEDED) if available is False else None,
-                "remedy": _remedy(capability) if available is False else None,
-            }
-            for capability, available in rows
+            "available": available,
+            "needed": capability.without is None,
+            "since": capability.since,
+            "number": capability.number,
+            "effect": effect if available is False else None,
+            "remedy": remedy if available is False else None,
         }
+
+    def table(rows: list[tuple[Capability, bool | None]], restricted: frozenset[int] = frozenset()) -> dict[str, Any]:
+        return {capability.name: entry(capability, available, restricted) for capability, available in rows}
 
     facts, verdict = report.facts, report.verdict
     return {
@@ -386,7 +426,8 @@ def as_json(report: Report) -> dict[str, Any]:
             "seccomp": _seccomp(facts),
         },
         "setup_flags": table(report.flags),
-        "operations": table(report.operations),
+        "operations": table(report.operations, report.restricted),
+        "restricted": [each.name for each in OPERATIONS if each.number in report.restricted],
         "features": table(report.features),
         "seams": report.mismatches,
     }
@@ -428,8 +469,9 @@ def as_text(report: Report, colour: bool = False) -> Iterator[str]:
                 yield "  " + "".join(cells).rstrip()
             for capability, available in part:
                 if available is False:
-                    effect = capability.without or _NEEDED
-                    yield f"  no {capability.name}: {effect}; {_remedy(capability)}"
+                    restricted = title == "operations" and capability.number in report.restricted
+                    effect, remedy = _consequences(capability, restricted)
+                    yield f"  no {capability.name}: {effect}; {remedy}"
     yield ""
     yield "seams (the names of Trio and AnyIO that are replaced)"
     yield from (f"  {mismatch}" for mismatch in report.mismatches or ["all fit"])
@@ -481,6 +523,7 @@ def main(argv: Sequence[str]) -> int:
       setup_flags, operations, features: {NAME: {available: bool, null if the kernel gave no answer;
         needed: bool; since: str, a kernel version; number: int; effect, remedy: str, null unless
         available is false}}.
+      restricted: list of str, the operations that the kernel has and that a restriction of this process forbids.
       seams: list of str, what of the installed Trio and AnyIO does not fit.
     """
     parser = argparse.ArgumentParser(

@@ -115,12 +115,9 @@ class PathOperation(Operation):
         super().__init__(manager, AT_FDCWD, keep, None)
         self.names = names
 
-    async def failed(self) -> None:
-        """Raise what the result means, or return where the entry is to be queued again."""
-        if self._without_effect(self.result):
-            await super().failed()
-        else:
-            raise OSError(-self.result, os.strerror(-self.result), *self.names)
+    def error(self, result: int) -> OSError:
+        """The exception for a negative result."""
+        return OSError(-result, os.strerror(-result), *self.names)
 
 
 class Uninterrupted(Operation):
@@ -142,6 +139,10 @@ class Uninterrupted(Operation):
             await self.queue_and_wait(queue, opcode, user_data, self.fd, addr, length, offset, op_flags, sqe_flags)
             if self.result >= 0:
                 return self.result
+            keep = self.keep
+            if self.refused():
+                with trio.CancelScope(shield=True):
+                    return await self.by_system_call(keep, opcode, addr, length, offset, op_flags)
             await self.failed()
 
     def abort(self, raise_cancel: RaiseCancelT) -> Abort:

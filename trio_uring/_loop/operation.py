@@ -31,6 +31,7 @@ target in the same queue, so it cannot overtake it, and its own result is ignore
     closing     completion, interrupted        done        ClosedResourceError
     in flight   completion, interrupted        between     nobody here asked (below): the task queues it again
     requeueing  notify_closing                 done        ClosedResourceError: the number may be another file's by now
+    in flight   completion, -EACCES            requeueing  the ring may not (F56), or the file says so: the task does it itself
     abandoned   completion                     done        forgotten
 
 "Interrupted" is -ECANCELED, -EINTR or one of the kernel's internal restart codes, which escape from operations that
@@ -56,7 +57,7 @@ import trio
 from trio._core import _run, _traps
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
-from .._ring.ring import CQE_F_BUFFER, CQE_F_MORE, OP_POLL_ADD, POLL_ADD_MULTI, BufferRing, Ring
+from .._ring.ring import CQE_F_BUFFER, CQE_F_MORE, OP_POLL_ADD, POLL_ADD_MULTI, BufferRing, Ring, ffi, lib
 from .._ring.ring import os_error as os_error
 
 # Trio's private names that this layer and the next one use. What they use of the objects behind them (a task's
@@ -320,7 +321,44 @@ class Operation:
             )
             if self.result >= 0:
                 return self.result
+            keep = self.keep
+            if self.refused():
+                return await self.by_system_call(keep, opcode, addr, length, offset, op_flags, file_index)
             await self.failed()
+
+    def refused(self) -> bool:
+        """After a negative result: whether the ring may not do this, as far as the result tells (F56).
+
+        A restriction of the whole task answers -EACCES, as the file itself may. Whoever hears True does it without the ring, as
+        Trio would: then it is known whose answer it was.
+        """
+        if self.result != -errno.EACCES or self.raise_cancel is not None:
+            return False
+        self.manager.forget(self, self.manager.requeueing)
+        self.keep = None
+        return True
+
+    async def by_system_call(
+        self, keep: object, opcode: int, addr: Any, length: int, offset: int, op_flags: int = 0, file_index: int = 0
+    ) -> int:
+        """What the entry was to do, by the system call of that name: its result, zero or more, or its error.
+
+        On a socket or pipe when that is ready, else in a thread, which cannot be cancelled. `keep` is its memory.
+        """
+        fd = self.fd
+        pointer = ffi.NULL if addr is None else addr
+
+        def call(_keep: object = keep) -> int:
+            return int(lib.tu_system_call(opcode, fd, pointer, length, offset, op_flags, file_index))
+
+        if self.waiters is None:
+            result = await trio.to_thread.run_sync(call)
+        else:
+            while (result := call()) == -errno.EAGAIN:
+                await self.manager.wait_ready(fd, self.waiters)
+        if result < 0:
+            raise self.error(result)
+        return result
 
     async def queue_and_wait(self, queue: Callable[..., object], *arguments: Any) -> None:
         """Have the entry of `user_data` queued, by `queue(*arguments)`, and sleep until its completion.
@@ -368,7 +406,8 @@ class Operation:
         """After a negative result: raise what it means, or return where the entry is to be queued again."""
         result = self.result
         if not self._without_effect(result):
-            raise os_error(result)
+            self.manager.forget(self, self.manager.requeueing)
+            raise self.error(result)
         try:
             if result in (-errno.EAGAIN, -errno.ENOBUFS) and self.waiters is not None and self.raise_cancel is None:
                 # A non-blocking descriptor that the kernel handed to a worker (F20). Or no provided buffer was free, which
@@ -378,6 +417,10 @@ class Operation:
             self.manager.forget(self, self.manager.requeueing)
         if self.raise_cancel is not None:
             self.raise_cancel()
+
+    def error(self, result: int) -> OSError:
+        """The exception for a negative result."""
+        return os_error(result)
 
     def _without_effect(self, result: int) -> bool:
         return result in INTERRUPTED or (result == -errno.EAGAIN and self.waiters is not None)
@@ -424,8 +467,8 @@ class Operation:
         self.task = None
         if task is None:
             self.discard(result, flags)
-        elif self._without_effect(result) and self.raise_cancel is None:
-            # It will be queued again, unless its descriptor is closed before its task has run.
+        elif (self._without_effect(result) or result == -errno.EACCES) and self.raise_cancel is None:
+            # It will be queued again, or done without the ring, unless its descriptor is closed before its task has run.
             self.manager.requeueing.setdefault(self.fd, set()).add(self)
             return task
         self.keep = None

@@ -166,6 +166,13 @@ async def transfer_whole(
                 raise_cancel()
         elif result == -errno.EINVAL and done and opcode == OP_READ:
             return done  # direct I/O: the file ends between two blocks, and the next read would begin there
+        elif transfer.refused():
+            pointer = ffi.from_buffer("char[]", address) if address.__class__ is bytes else address
+            left = min(length - done, MAX_RW_COUNT)
+            moved = await transfer.by_system_call(memory, opcode, pointer, left, offset + done)
+            done += moved
+            if done == length or moved == 0:
+                return done
         else:
             try:
                 await transfer.failed()

@@ -175,7 +175,8 @@ def unavailable(error: OSError | int, step: str) -> UringUnavailableError:
 
     Args:
       error: the errno, or the OSError that carries it.
-      step: what failed: one of `CALLS`, or "shim" where the compiled extension could not be imported.
+      step: what failed: one of `CALLS`, the name of an operation that is refused to every ring (IORING_…), or "shim" where the
+        compiled extension could not be imported.
     """
     code = error if isinstance(error, int) else error.errno or 0
     return UringUnavailableError(code, *diagnose(code, step, gather()))
@@ -192,6 +193,8 @@ def diagnose(code: int, step: str, facts: Facts) -> tuple[str, str]:
         return _no_shim(facts)
     name = errno.errorcode.get(code, str(code))
     failed = f"{CALLS.get(step, step)} failed with {name}"
+    if code == errno.EACCES and step.startswith("IORING_"):
+        return _restricted(step)
     if code in (errno.EPERM, errno.EACCES):
         return _forbidden(code, step, failed, facts)
     if code == errno.ENOSYS:
@@ -232,6 +235,15 @@ def _forbidden(code: int, step: str, failed: str, facts: Facts) -> tuple[str, st
         f"{failed} although neither a sysctl nor a seccomp filter is seen to forbid it, which leaves a "
         "security module such as SELinux",
         "find the refusal with `journalctl -k` or `ausearch -m avc`, and allow io_uring in that policy",
+    )
+
+
+def _restricted(what: str) -> tuple[str, str]:
+    return (
+        f"a restriction that this process was started with forbids {what} to its rings (EACCES), which every run needs",
+        "allow IORING_OP_READ, IORING_OP_POLL_ADD, IORING_OP_ASYNC_CANCEL and IORING_REGISTER_EVENTFD where the restriction is "
+        "made, by the container runtime or service manager (io_uring_register(2), IORING_REGISTER_RESTRICTIONS); other operations "
+        "that it forbids are done as on epoll",
     )
 
 

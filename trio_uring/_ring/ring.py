@@ -93,7 +93,16 @@ CANCEL_ANY: Final = 1 << 2
 
 NOP_INJECT_RESULT: Final = 1 << 0  # kernel 6.12: a NOP completes with the entry's len as its result
 
-_STEPS: Final = {1: "setup", 2: "eventfd", 3: "enter"}
+_STEPS: Final = {
+    1: "setup",
+    2: "eventfd",
+    3: "enter",
+    4: "IORING_REGISTER_EVENTFD",
+    # TU_STEP_OPERATION and the opcode
+    256 + OP_READ: "IORING_OP_READ",
+    256 + OP_POLL_ADD: "IORING_OP_POLL_ADD",
+    256 + OP_ASYNC_CANCEL: "IORING_OP_ASYNC_CANCEL",
+}
 _MOST_AT_ONCE: Final = 4096  # completions handed out by one wait
 # Seconds in which the memory of rings closed before counts no longer (F34; measured on 6.18: about 20 ms).
 _MEMORY_BACK: Final = 0.2

@@ -291,7 +291,8 @@ def _manager_for(sock: stdlib_socket.socket, sending: bool) -> UringIOManager | 
 
 
 async def _performed(begin: Callable[[bool], MessageT | None], again: bool = False) -> MessageT | None:
-    """Have `begin` queue an operation, again after an interruption, until one succeeds; None where it queues none.
+    """Have `begin` queue an operation, again after an interruption, until one succeeds; None where it queues none, or the ring
+    may not do it.
 
     `begin` is a plain function: only from those does CPython (3.11) return without a look at signals, whose handler might raise
     with the operation in nobody's hands.
@@ -304,6 +305,8 @@ async def _performed(begin: Callable[[bool], MessageT | None], again: bool = Fal
             raise
         if operation.result >= 0:
             return operation
+        if operation.refused():
+            return None
         await operation.failed()
         again = True
     return None
@@ -496,6 +499,8 @@ def recvfrom(original: AsyncMethod) -> AsyncMethod:
                     operation.unwind()
                     raise
                 if operation.result < 0:
+                    if operation.refused():
+                        return await original(self, *args)  # type: ignore[no-any-return]
                     await operation.failed()
                     operation = await _performed(
                         lambda again: _begin_receive(again, self._sock, args[0], 0), again=True
@@ -593,6 +598,8 @@ def sendto(original: AsyncMethod) -> AsyncMethod:
                         operation.unwind()
                         raise
                     if operation.result < 0:
+                        if operation.refused():
+                            return await original(self, *args)  # type: ignore[no-any-return]
                         await operation.failed()
                         operation = await _performed(
                             lambda again: _begin_send_one(again, self._sock, args[0], address, name)

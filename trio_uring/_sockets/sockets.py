@@ -122,7 +122,9 @@ async def _received_nothing(receive: SocketTransfer, sock: stdlib_socket.socket,
     """After a completion without data: the end, an error, or another attempt with a buffer of its own."""
     if receive.result == 0:
         return b""
-    if receive.result != -errno.ENOBUFS:
+    if receive.refused():
+        pass  # perhaps only with a provided buffer
+    elif receive.result != -errno.ENOBUFS:
         await receive.failed()
     elif receive.raise_cancel is not None:
         receive.raise_cancel()
@@ -302,6 +304,8 @@ def send(original: AsyncMethod) -> AsyncMethod:
                     if operation.raise_cancel is None:
                         operation.manager.sends.append(operation)
                     return result
+                if operation.refused():
+                    break
                 await operation.failed()
         return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
 
@@ -466,6 +470,8 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
                         return None
                     if operation.raise_cancel is not None:
                         operation.raise_cancel()
+                elif operation.refused():
+                    break
                 else:
                     with _translate_socket_errors_to_stream_errors():
                         await operation.failed()
@@ -475,7 +481,7 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
                 operation = again
         finally:
             detector._held = False
-        # Cancelled or closed half-way: Trio's own method finds the words, with what is left to send.
+        # Cancelled, closed or refused half-way: Trio's own method finds the words, with what is left to send.
         with memoryview(data) as view, view.cast("B") as all_bytes, all_bytes[sent:] as rest:
             return await original(self, rest)  # type: ignore[no-any-return]
 
