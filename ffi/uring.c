@@ -14,7 +14,9 @@
  * - io_uring_enter(2) answers the number of entries submitted in preference to the fate of the wait (F28), so the clock
  *   decides whether a wait that returned nothing timed out.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>

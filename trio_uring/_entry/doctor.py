@@ -2,8 +2,8 @@
 
 Knows the ring's set-up flags, operations and features by name, the installed packages, and how a run is
 started; knows nothing of how the shim or the manager work. Everything it reports it has tried: flags by
-making rings, operations by the kernel's own probe and by an entry of each, on nothing, since a restriction of the task refuses what
-the probe says is there; the verdict by a NOP through the ring that a run makes and then by a run.
+making rings, operations by the kernel's own probe and by an entry of each, on nothing, since a restriction of the
+task refuses what the probe says is there; the verdict by a NOP through the ring that a run makes and then by a run.
 
 The numbers and names are those of include/uapi/linux/io_uring.h; the kernel versions those of
 io_uring_setup(2), io_uring_enter(2) and io_uring_register(2) (WAITID came with 6.7, with the futex
@@ -248,7 +248,7 @@ class _Prober:
         return operation.number in self._operations and operation.number not in self.restricted
 
     def try_operations(self, options: UringBackend) -> None:
-        """Ask for each operation that is there, on no file and with no memory: it fails, and where it may not be used, with EACCES."""
+        """Ask for each operation that is there, on no file and with no memory: where it may not be used it fails with EACCES."""
         try:
             ring = Ring(options.sq_entries, options.cq_entries)
         except OSError:
