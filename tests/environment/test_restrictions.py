@@ -1,7 +1,7 @@
-"""Rings that may not do everything (F56): a container runtime or service manager restricts operations of a whole task (Linux 7.2), and
-the kernel then answers -EACCES where its probe says yes.
+"""Rings that may not do everything (F56).
 
-Here each ring is restricted as it is made (tests/faults/restrict.h), which every kernel can do.
+A container runtime or service manager restricts operations of a whole task (Linux 7.2), and the kernel then answers -EACCES where
+its probe says yes. Here each ring is restricted as it is made (tests/faults/restrict.h), which every kernel can do.
 """
 
 from __future__ import annotations

@@ -242,8 +242,8 @@ def _restricted(what: str) -> tuple[str, str]:
     return (
         f"a restriction that this process was started with forbids {what} to its rings (EACCES), which every run needs",
         "allow IORING_OP_READ, IORING_OP_POLL_ADD, IORING_OP_ASYNC_CANCEL and IORING_REGISTER_EVENTFD where the "
-        "restriction is made, by the container runtime or service manager (io_uring_register(2), IORING_REGISTER_RESTRICTIONS); other operations "
-        "that it forbids are done as on epoll",
+        "restriction is made, by the container runtime or service manager (io_uring_register(2), "
+        "IORING_REGISTER_RESTRICTIONS); other operations that it forbids are done as on epoll",
     )
 
 
