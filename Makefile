@@ -12,17 +12,19 @@ DEBIAN := gcc:gcc libc6-dev:/usr/include/stdlib.h pkg-config:pkg-config liburing
 .PHONY: demo test lint docs acceptance cancellation versions suites pythons wheel release faults fuzz sanitizers valgrind soak kernels bench clean packages
 
 demo: $(VENV)/installed
-	@$(BIN)/pip install -q "hypercorn[trio]>=0.17" "starlette>=0.40"
 	@$(BIN)/python docs/demo/demo.py
-	@cd docs/demo && ../../$(BIN)/python -m trio_uring doctor
 
 # What tests/applications drives the servers with, and a server that it is a client of. Without what the browser recommends, which
 # is half a desktop.
 test pythons: DEBIAN += curl:curl wrk:wrk redis-server:redis-server chromium:chromium
 test pythons: APT := --no-install-recommends
 
+# As many tests at once as there are processors; those that need the machine's quiet or something that there is one of share a
+# worker (xdist_group). TEST="-n 0 -k fifo" or the like in place of all that.
+TEST ?= -n auto --dist loadgroup
+
 test: $(VENV)/installed lint
-	$(BIN)/pytest
+	$(BIN)/pytest $(TEST)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -109,14 +111,18 @@ bench: $(VENV)/installed
 	@$(BIN)/pip install -q uvloop aiofiles aiofile
 	$(BIN)/python -m benchmarks $(BENCH)
 
+# What the commands here write is shown where one fails. Last comes the shim, for what runs in the checkout and so imports the
+# package beside it: python -m trio_uring, python -m benchmarks.
 $(VENV)/installed: $(SOURCES) | packages
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -U pip
-	$(BIN)/pip install -q --force-reinstall --no-deps .
-	$(BIN)/pip install -q ".[test,applications,lint]"
-	@# for what runs in the checkout and so imports the package beside it: python -m trio_uring, python -m benchmarks
-	cp --remove-destination $(VENV)/lib/python*/site-packages/trio_uring/_ffi.abi3.so trio_uring/
-	touch $@
+	@echo "$(VENV): building trio-uring, and installing it with what its demonstration and its tests need"
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; ( set -x; \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/pip install -q -U pip && \
+	  $(BIN)/pip install -q --force-reinstall --no-deps . && \
+	  $(BIN)/pip install -q ".[test,applications,lint]" && \
+	  cp --remove-destination $(VENV)/lib/python*/site-packages/trio_uring/_ffi.abi3.so trio_uring/; \
+	) >"$$log" 2>&1 || { cat "$$log" >&2; exit 1; }
+	@touch $@
 
 packages:
 	@missing=""; for pair in $(DEBIAN); do package=$${pair%%:*}; sign=$${pair#*:}; \
@@ -128,9 +134,11 @@ packages:
 	    *) command -v $$sign >/dev/null || missing="$$missing $$package";; \
 	  esac; done; \
 	if [ -n "$$missing" ]; then \
-	  echo "installing$$missing"; \
+	  echo "installing Debian's$$missing"; \
 	  sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(APT) $$missing >/dev/null; \
+	  log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	  { $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(APT) $$missing; \
+	  } >"$$log" 2>&1 || { cat "$$log" >&2; exit 1; }; \
 	fi
 
 clean:

@@ -71,6 +71,14 @@ def look(pid: int) -> bool:
     return kinds["anon_inode:[io_uring]"] > 0 and not kinds["anon_inode:[eventpoll]"] and entries > 0
 
 
+def doctor() -> None:
+    """The last line of the doctor's report, which is its verdict; all of it where io_uring cannot be used."""
+    print("$ python -m trio_uring doctor")
+    done = subprocess.run([sys.executable, "-m", "trio_uring", "doctor"], cwd=HERE, stdout=subprocess.PIPE, text=True)
+    print(done.stdout if done.returncode else f"  ...\n  {done.stdout.splitlines()[-1]}")
+    sys.exit(done.returncode)
+
+
 def main() -> None:
     """The two runs."""
     with server(sys.executable) as (pid, port):
@@ -80,7 +88,8 @@ def main() -> None:
         fetch(port)
         if not look(pid):
             sys.exit("the ring was not used")
-    print("The same application, unchanged, ran on the ring.\n")
+    print("The same application, unchanged, ran on the ring.")
+    doctor()
 
 
 main()
