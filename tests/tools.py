@@ -6,7 +6,6 @@ Knows Trio, the public interface and the manager; knows nothing of what is teste
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -55,15 +54,3 @@ def empty(fd: int) -> bytes:
         while some := os.read(fd, 1 << 20):
             data += some
     return bytes(data)
-
-
-def freeze_imported() -> None:
-    """For modules whose tests collect the garbage to see what they left open: what is imported by now takes no part in that.
-
-    Before that comes a run, in which hypothesis looks for the holder of Trio's random numbers: it would not find one that is
-    frozen.
-    """
-    import hypothesis  # noqa: F401
-
-    trio.run(trio.lowlevel.checkpoint)
-    gc.freeze()

@@ -6,20 +6,14 @@ Knows the plugin's interface. Trio's own epoll has to pass, too: that checks the
 from __future__ import annotations
 
 import functools
-import gc
 
 import pytest
-import trio
 from conftest import RINGS
 
 import trio_uring
 from trio_uring.cancellation import Backend, keep_what_applies
 
 BACKENDS = {**RINGS, "epoll": "epoll"}
-
-# The suite counts descriptors, and collects the garbage where the count is not right at once.
-trio.run(trio.lowlevel.checkpoint)
-gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -17,14 +17,11 @@ from tools import Backend as Backend
 from tools import blocked as blocked
 from tools import empty as empty
 from tools import fill as fill
-from tools import freeze_imported
 from tools import manager as manager
 from tools import run as run
 from trio.lowlevel import FdStream
 
 from trio_uring._loop.manager import UringStatistics
-
-freeze_imported()
 
 T = TypeVar("T")
 

@@ -15,11 +15,8 @@ import trio
 import trio.testing
 from tools import Backend as Backend
 from tools import blocked as blocked
-from tools import freeze_imported
 from tools import manager as manager
 from tools import run as run
-
-freeze_imported()
 
 T = TypeVar("T")
 

@@ -26,10 +26,17 @@ What does not fit
 Each row says what must be true of the Trio that is installed. Where that fails the row is left out, and the
 ring with it: "uring" raises and "auto" means epoll. Importing this module does not fail, and a run on epoll
 goes through Trio's own code alone.
+
+Lazy imports
+============
+A module of Trio's that has been imported need not have run: where imports are lazy (PEP 810, CPython 3.15) names are made when
+they are used, and its own imports are as late. So a name is looked for by importing its home, and is always asked for as an
+attribute of the module, which has it made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import errno
 import functools
@@ -40,8 +47,7 @@ import pathlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import attrs
 import trio
@@ -84,12 +90,19 @@ def choose(io_backend: object) -> Choice:
         return choice
     misfit = UringUnavailableError(
         errno.ENOSYS,
-        f"Trio {version('trio')} does not fit ({'; '.join(_mismatches)})",
+        f"Trio {_version('trio')} does not fit ({'; '.join(_mismatches)})",
         f"install a supported Trio, which is {SUPPORTED_TRIO}",
     )
     if choice.required:
         raise misfit
     return _epoll_instead(misfit)
+
+
+def _version(distribution: str) -> str:
+    """The installed version. What finds it takes longer to import than all the rest that begins a run, so only an error does."""
+    from importlib.metadata import version
+
+    return version(distribution)
 
 
 def _epoll_instead(reason: UringUnavailableError) -> Choice:
@@ -297,10 +310,14 @@ def _check_method(*parameters: str) -> Callable[[Any], Iterator[str]]:
     return check
 
 
+# The builtin's. It tells them in a text that inspect needs milliseconds to understand.
+OPEN_PARAMETERS: Final = ("file", "mode", "buffering", "encoding", "errors", "newline", "closefd", "opener")
+
+
 def _check_open_file(original: Any) -> Iterator[str]:
     if not inspect.iscoroutinefunction(original):
         yield "is not a coroutine function"
-    elif list(inspect.signature(original).parameters) != list(inspect.signature(open).parameters):
+    elif tuple(inspect.signature(original).parameters) != OPEN_PARAMETERS:
         yield "has other parameters than the builtin open"
 
 
@@ -369,8 +386,7 @@ def _check_uses(*names: str) -> Callable[[Any], Iterator[str]]:
 # ------------------------------------------------------------------ the table
 
 
-@attrs.frozen
-class Seam:
+class Seam(NamedTuple):
     """One name that is replaced.
 
     Attributes:
@@ -391,7 +407,7 @@ class Seam:
 
     def _holder(self, module: str) -> tuple[Any, str]:
         *path, last = self.name.split(".")
-        return functools.reduce(getattr, path, sys.modules[module]), last
+        return functools.reduce(getattr, path, importlib.import_module(module)), last
 
     def misfits(self) -> Iterator[str]:
         """What of the installed version does not fit, in sentences."""
@@ -399,7 +415,7 @@ class Seam:
         try:
             for misfit in self.check(getattr(*self._holder(self.modules[0]))):
                 yield f"{name} {misfit}"
-        except (AttributeError, ImportError, KeyError) as error:
+        except (AttributeError, ImportError) as error:
             yield f"{name} cannot be examined: {error!r}"
 
     def replace(self) -> None:
@@ -642,7 +658,7 @@ def _replace_anyio(module: str) -> None:
             continue
         misfits = [misfit for row in rows for misfit in row.misfits()]
         if misfits:
-            _log.info("AnyIO %s does not fit: %s", version("anyio"), "; ".join(misfits))
+            _log.info("AnyIO %s does not fit: %s", _version("anyio"), "; ".join(misfits))
             continue
         for row in rows:
             row.replace()
@@ -676,7 +692,9 @@ USED: Final = {
 def _not_there() -> Iterator[str]:
     for path, names in USED.items():
         module, _, name = path.rpartition(".")
-        owner = getattr(sys.modules.get(module), name, None)
+        owner = None
+        with contextlib.suppress(ImportError):
+            owner = getattr(importlib.import_module(module), name, None)
         known = {field.name for field in attrs.fields(owner)} if owner is not None and attrs.has(owner) else set()
         known |= set(dir(owner))
         init = getattr(getattr(owner, "__init__", None), "__code__", None)
