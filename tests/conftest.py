@@ -30,8 +30,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error::ResourceWarning")
     config.addinivalue_line("filterwarnings", "error::pytest.PytestUnraisableExceptionWarning")
     config.stash[REAL_STDERR] = os.dup(2)  # nothing is captured yet
-    # Ignored where the tests were started in the background: then a Ctrl-C does nothing, here and in every program started here.
+    signals_as_at_login()
+
+
+def signals_as_at_login() -> None:
+    """No signal is ignored or blocked, here and in every program that is started here, however the tests themselves were started.
+
+    A shell starts what shall run in the background with SIGINT ignored, nohup(1) with SIGHUP, some services with more.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python itself ignores these
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = Path(__file__).parent
+# What of trio-uring is in every process: CPython 3.15 imports the start-up hook (PEP 829), an older one evaluates a line.
+ALWAYS_LOADED = ["trio_uring_startup"] if sys.version_info >= (3, 15) else []
 SECONDS = 120  # after which a program counts as hung
 
 
