@@ -3,6 +3,8 @@
  * tuple of the arguments and converts each through a table, which takes three times as long as queueing the entry
  * (benchmarks, echo_stream_1k). And what takes Python's objects apart by the thousand. In the stable ABI of CPython 3.10.
  */
+#define LET_GO_BYTES 65536 /* copying more than these takes longer than giving the interpreter's lock away */
+
 static PyObject *call_recv(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     uint64_t ring, user_data;
@@ -41,6 +43,39 @@ static PyObject *call_send(PyObject *module, PyObject *const *args, Py_ssize_t g
     if (PyErr_Occurred())
         return NULL;
     return PyLong_FromLong(tu_send(ring, (int)fd, data, (unsigned)length, (unsigned)msg_flags, user_data));
+}
+
+/* tu_read_cached(ring, fd, length, offset): new bytes, as pread(2) would have read them; None where they are not at hand. */
+static PyObject *call_read_cached(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    uint64_t ring;
+    int64_t offset, got;
+    Py_ssize_t length;
+    PyObject *data;
+    long fd;
+
+    (void)module;
+    if (given != 4)
+        return PyErr_Format(PyExc_TypeError, "tu_read_cached() takes ring, fd, length, offset");
+    ring = PyLong_AsUnsignedLongLong(args[0]);
+    fd = PyLong_AsLong(args[1]);
+    length = PyLong_AsSsize_t(args[2]);
+    offset = PyLong_AsLongLong(args[3]);
+    if (PyErr_Occurred() || !(data = PyBytes_FromStringAndSize(NULL, length)))
+        return NULL;
+    if (length > LET_GO_BYTES) {
+        TU_LET_GO;
+        got = tu_pread_cached(ring, (int)fd, PyBytes_AsString(data), (uint64_t)length, offset);
+        TU_TAKE_BACK;
+    } else {
+        got = tu_pread_cached(ring, (int)fd, PyBytes_AsString(data), (uint64_t)length, offset);
+    }
+    if (got == length || (got >= 0 && _PyBytes_Resize(&data, (Py_ssize_t)got) == 0))
+        return data;
+    Py_XDECREF(data);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 /* What reads of a batch are asked for, as arrays: tu_pairs(pairs, offsets, lengths, most) with a list of pairs of an offset and a
@@ -92,6 +127,7 @@ static PyObject *call_pairs(PyObject *module, PyObject *const *args, Py_ssize_t 
 static PyMethodDef calls[] = {
     {"tu_recv", (PyCFunction)(void (*)(void))call_recv, METH_FASTCALL, NULL},
     {"tu_send", (PyCFunction)(void (*)(void))call_send, METH_FASTCALL, NULL},
+    {"tu_read_cached", (PyCFunction)(void (*)(void))call_read_cached, METH_FASTCALL, NULL},
     {"tu_pairs", (PyCFunction)(void (*)(void))call_pairs, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -94,6 +94,10 @@ int tu_file(int fd);
 /* What an entry with these fields asks for, as the system call of that name: its result, or -EACCES where there is none. For a
  * ring that may not do it. Of sockets it answers -EAGAIN in place of waiting. */
 int64_t tu_system_call(unsigned opcode, int fd, void *addr, unsigned len, uint64_t off, unsigned op_flags, int file_index);
+/* pread(2) of what is in the page cache, if there is all of it or what there is up to the end of the file: never waits, and never
+ * asks another process or machine (RWF_NOWAIT is refused by file systems that might). A negated errno otherwise: go by the ring.
+ * Also where the loop has not turned for a millisecond of such answers. */
+int64_t tu_pread_cached(uint64_t ring, int fd, char *memory, uint64_t length, int64_t offset);
 int tu_statx(int dirfd, const char *path, int flags, unsigned mask, char *out); /* out: 256 bytes */
 int tu_fallocate(int fd, int mode, int64_t offset, int64_t length);
 /* What a descriptor is: TU_LOCAL for a regular file of a filesystem that has its data at hand in this machine, TU_FIFO, 0, or an error. */

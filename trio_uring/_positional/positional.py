@@ -28,7 +28,7 @@ import attrs
 import trio
 from trio.lowlevel import Task
 
-from .._loop.calls import MAX_RW_COUNT, address_of, ring_manager
+from .._loop.calls import MAX_RW_COUNT, WORKER_THRESHOLD, address_of, ring_manager
 from .._loop.manager import UringIOManager
 from .._loop.operation import ENDING_EXCEPTIONS, GLOBAL_RUN_CONTEXT, Operation, os_error, redeliver
 from .._ring.requests import (
@@ -44,7 +44,7 @@ from .._ring.requests import (
     span,
     whole_number,
 )
-from .._ring.ring import OP_FALLOCATE, OP_FSYNC, OP_READ, OP_STATX, OP_WRITE, OP_WRITEV, ffi, lib
+from .._ring.ring import OP_FALLOCATE, OP_FSYNC, OP_READ, OP_STATX, OP_WRITE, OP_WRITEV, ffi, lib, tu_read_cached
 
 Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 
@@ -269,6 +269,10 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
         except AttributeError:
             free = False
         if free and 0 <= offset <= LAST - MAX_RW_COUNT:
+            if length <= WORKER_THRESHOLD:
+                data = tu_read_cached(manager.ring.address, plain, length, offset)
+                if data is not None:
+                    return data  # type: ignore[no-any-return]
             # Nobody else has seen these bytes yet, so the kernel may write them: no second copy.
             data = bytes(length)
             transfer = transfers.pop() if transfers else Transfer(manager)

@@ -33,6 +33,7 @@ try:
 
     lib.tu_add_calls(b"trio_uring._ffi")
     from .._ffi import tu_pairs as tu_pairs
+    from .._ffi import tu_read_cached as tu_read_cached
     from .._ffi import tu_recv as tu_recv
     from .._ffi import tu_send as tu_send
 except ImportError as missing:  # told at the first use, so that importing the package works everywhere
