@@ -3,8 +3,6 @@
  * tuple of the arguments and converts each through a table, which takes three times as long as queueing the entry
  * (benchmarks, echo_stream_1k). And what takes Python's objects apart by the thousand. In the stable ABI of CPython 3.10.
  */
-#define LET_GO_BYTES 65536 /* copying more than these takes longer than giving the interpreter's lock away */
-
 static PyObject *call_recv(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     uint64_t ring, user_data;
@@ -63,13 +61,7 @@ static PyObject *call_read_cached(PyObject *module, PyObject *const *args, Py_ss
     offset = PyLong_AsLongLong(args[3]);
     if (PyErr_Occurred() || !(data = PyBytes_FromStringAndSize(NULL, length)))
         return NULL;
-    if (length > LET_GO_BYTES) {
-        TU_LET_GO;
-        got = tu_pread_cached(ring, (int)fd, PyBytes_AsString(data), (uint64_t)length, offset);
-        TU_TAKE_BACK;
-    } else {
-        got = tu_pread_cached(ring, (int)fd, PyBytes_AsString(data), (uint64_t)length, offset);
-    }
+    got = tu_pread_cached(ring, (int)fd, PyBytes_AsString(data), (uint64_t)length, offset);
     if (got == length || (got >= 0 && _PyBytes_Resize(&data, (Py_ssize_t)got) == 0))
         return data;
     Py_XDECREF(data);

@@ -1358,6 +1358,7 @@ int tu_file(int fd)
 }
 
 #define SERVE_NS 1000000
+#define LET_GO_BYTES 65536 /* copying more than these takes longer than giving the interpreter's lock away */
 
 /* Whether what is at hand may be answered without a turn of the loop: for SERVE_NS from the first such answer of a turn on. */
 static int may_serve(tu_ring *r)
@@ -1374,25 +1375,37 @@ static int may_serve(tu_ring *r)
     return now - r->served_since < SERVE_NS;
 }
 
-int64_t tu_pread_cached(uint64_t ring, int fd, char *memory, uint64_t length, int64_t offset)
+static int64_t pread_nowait(int fd, char *memory, uint64_t length, int64_t offset)
 {
     struct iovec part = {memory, length};
-    ssize_t got, more = 1;
+    ssize_t got = preadv2(fd, &part, 1, offset, RWF_NOWAIT);
+
+    if (got > 0 && (uint64_t)got < length) { /* the end of the file, or of what is cached? */
+        part = (struct iovec){memory + got, length - (uint64_t)got};
+        if (preadv2(fd, &part, 1, offset + got, RWF_NOWAIT) != 0)
+            return -EAGAIN;
+    }
+    return got < 0 ? -errno : got;
+}
+
+int64_t tu_pread_cached(uint64_t ring, int fd, char *memory, uint64_t length, int64_t offset)
+{
+    int64_t got;
     int flags;
 
     if (!may_serve((tu_ring *)(uintptr_t)ring))
         return -EAGAIN;
     flags = fcntl(fd, F_GETFL);
-    if (flags < 0 || flags & O_DIRECT)
+    if (flags < 0 || flags & O_DIRECT) /* a device is waited for, RWF_NOWAIT or not */
         return -EAGAIN;
-    got = preadv2(fd, &part, 1, offset, RWF_NOWAIT);
-    if (got >= 0 && (uint64_t)got < length) { /* the end of the file, or of what is cached */
-        part = (struct iovec){memory + got, length - (uint64_t)got};
-        more = got ? preadv2(fd, &part, 1, offset + got, RWF_NOWAIT) : 0;
-        if (more)
-            return -EAGAIN;
+    if (length > LET_GO_BYTES) {
+        TU_LET_GO;
+        got = pread_nowait(fd, memory, length, offset);
+        TU_TAKE_BACK;
+    } else {
+        got = pread_nowait(fd, memory, length, offset);
     }
-    return got < 0 ? -errno : got;
+    return got;
 }
 
 int tu_statx(int dirfd, const char *path, int flags, unsigned mask, char *out)

@@ -11,11 +11,11 @@ from trio_uring import UringBackend
 from trio_uring._loop.options import Choice, resolve
 
 DEFAULT = UringBackend()
-GOOD = "the options are sq_entries=2 to 32768, cq_entries=2 to 65536, speculate=0 or 1, spin=0 to 1000"
+GOOD = "the options are sq_entries=2 to 32768, cq_entries=2 to 65536, speculate=0, 1 or auto, spin=0 to 1000"
 
 
 def test_the_defaults() -> None:
-    assert (DEFAULT.sq_entries, DEFAULT.cq_entries, DEFAULT.speculate, DEFAULT.spin) == (512, None, False, 20)
+    assert (DEFAULT.sq_entries, DEFAULT.cq_entries, DEFAULT.speculate, DEFAULT.spin) == (512, None, "auto", 20)
 
 
 def test_a_backend_is_a_value() -> None:
@@ -48,8 +48,8 @@ def test_a_size_that_is_no_int_is_refused(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("value", [1, 0, "yes", None])
-def test_a_switch_that_is_no_bool_is_refused(value: Any) -> None:
-    with pytest.raises(TypeError, match=r"^speculate must be True or False, not "):
+def test_a_switch_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^speculate must be True, False or 'auto', not "):
         UringBackend(speculate=value)
 
 
@@ -60,7 +60,8 @@ def test_a_switch_that_is_no_bool_is_refused(value: Any) -> None:
         ("sq_entries=2,cq_entries=4", UringBackend(sq_entries=2, cq_entries=4)),
         (" cq_entries = 1024 , ", UringBackend(cq_entries=1024)),
         ("speculate=1", UringBackend(speculate=True)),
-        ("speculate=0", DEFAULT),
+        ("speculate=0", UringBackend(speculate=False)),
+        ("speculate=auto", DEFAULT),
     ],
 )
 def test_from_text(text: str, backend: UringBackend) -> None:

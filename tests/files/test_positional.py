@@ -18,6 +18,7 @@ import sys
 import tempfile
 import termios
 import threading
+import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -1096,6 +1097,84 @@ def test_fallocate(backend: Backend, fd: int) -> None:
 
     run(backend, main)
     assert os.pread(fd, 100_000, 0) == CONTENT.ljust(60_000, b"\0")
+
+
+READS: dict[str, Callable[[int], Awaitable[Any]]] = {
+    "read_at": lambda fd: trio_uring.read_at(fd, 100, 8),
+    "readinto_at": lambda fd: trio_uring.readinto_at(fd, bytearray(100), 8),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_what_is_at_hand_takes_no_turn_and_no_entry(fd: int, name: str) -> None:
+    """A whole read, a read at the end and one behind it, of a file that has just been written; not so with speculate=False."""
+    os.pread(fd, len(CONTENT), 0)
+
+    async def main() -> int:
+        await trio.lowlevel.checkpoint()
+        before = manager().statistics().submitted
+        assert await READS[name](fd) in (100, CONTENT[8:108])
+        assert await trio_uring.read_at(fd, 100, len(CONTENT) - 30) == CONTENT[-30:]
+        assert await trio_uring.read_at(fd, 100, len(CONTENT) + 5) == b""
+        assert await trio_uring.read_at(fd, 0, 5) == b""
+        return manager().statistics().submitted - before
+
+    assert run("uring", main) == 0
+    assert run(trio_uring.UringBackend(speculate=False), main) >= 4
+
+
+@pytest.mark.parametrize("name", READS)
+def test_what_is_at_hand_is_a_cancel_point_and_a_schedule_point_each_millisecond(fd: int, name: str) -> None:
+    os.pread(fd, len(CONTENT), 0)
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await READS[name](fd)
+        assert scope.cancelled_caught
+        turns = others = 0
+        async with trio.open_nursery() as nursery:
+
+            async def other() -> None:
+                nonlocal others
+                while True:
+                    await trio.lowlevel.checkpoint()
+                    others += 1
+
+            nursery.start_soon(other)
+            while not others:
+                await trio.lowlevel.checkpoint()
+            for _ in range(5):
+                begun, seen = time.perf_counter(), others
+                while others == seen:
+                    await READS[name](fd)
+                    # A millisecond after the first answer of the turn, which came after `begun`, the next read is one turn.
+                    if time.perf_counter() - begun > 0.002:
+                        await READS[name](fd)
+                        assert others > seen
+                turns += 1
+            nursery.cancel_scope.cancel()
+        assert turns == 5
+
+    run("uring", main)
+
+
+def test_what_is_not_at_hand_goes_to_the_ring(tmp_path: Path, fd: int) -> None:
+    """O_DIRECT, a pipe, a closed descriptor, memory that has been dropped from the cache: as ever."""
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    direct = direct_file(tmp_path, CONTENT[:8192])
+
+    async def main() -> None:
+        assert await trio_uring.read_at(fd, 100, 8) == CONTENT[8:108]
+        before = manager().statistics().submitted
+        assert await trio_uring.read_at(direct, 4096, 4096) == CONTENT[4096:8192]
+        assert manager().statistics().submitted > before
+
+    try:
+        run("uring", main)
+    finally:
+        os.close(direct)
 
 
 def test_every_public_name_is_there() -> None:

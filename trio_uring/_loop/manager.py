@@ -111,6 +111,7 @@ class UringIOManager:
 
     # Slots: `sockets` reads these for every operation.
     __slots__ = (
+        "at_hand",
         "buffers",
         "cancelling",
         "concurrent",
@@ -151,7 +152,9 @@ class UringIOManager:
         self.receives: list[Any] = []
         self.free_received: list[Any] = []
         self.free_sent: list[Any] = []
-        self.speculate = backend.speculate
+        self.speculate = backend.speculate is True
+        # The ring's address where what is at hand may be answered on the spot, else 0.
+        self.at_hand: int = self.ring.address if backend.speculate else 0
         # Whose run it is; for who looks at it from outside.
         self.thread = threading.get_ident()
         # The tick handed out one completion: there is no batch that a send could wait for.

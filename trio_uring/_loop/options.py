@@ -37,17 +37,21 @@ def _number(default: int | None, least: int, most: int) -> Any:
     return attrs.field(default=default, validator=check, metadata={"parse": int, "values": values})
 
 
-def _flag(default: bool) -> Any:
-    """An option that is on or off; in text 0 or 1."""
+Speculate = bool | Literal["auto"]
 
-    def check(_instance: object, attribute: attrs.Attribute[bool], value: object) -> None:
-        if not isinstance(value, bool):
-            raise TypeError(f"{attribute.name} must be True or False, not {value!r}")
 
-    def parse(text: str) -> bool:
-        return {"0": False, "1": True}[text]
+def _switch(default: Speculate) -> Any:
+    """An option that is on, off or left to the ring; in text 0, 1 or auto."""
 
-    return attrs.field(default=default, validator=check, metadata={"parse": parse, "values": "0 or 1"})
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, bool) and value != "auto":
+            raise TypeError(f"{attribute.name} must be True, False or 'auto', not {value!r}")
+
+    def parse(text: str) -> Speculate:
+        values: dict[str, Speculate] = {"0": False, "1": True, "auto": "auto"}
+        return values[text]
+
+    return attrs.field(default=default, validator=check, metadata={"parse": parse, "values": "0, 1 or auto"})
 
 
 @attrs.frozen(kw_only=True)
@@ -59,8 +63,10 @@ class UringBackend:
         (io_uring_setup(2)).
       cq_entries: completion queue entries, `sq_entries` to 65536, rounded up likewise; None for eight times
         `sq_entries`, at most 65536.
-      speculate: whether socket.recv and send try the system call on the calling core first, and queue an entry only where
-        it would block. Off, every operation goes through the ring, which is the faster (docs/benchmarks.md).
+      speculate: whether a call first tries, on the calling core, the system call that cannot wait, and queues an entry only
+        where that finds nothing at hand. "auto" tries where it nearly always succeeds and is the faster: data of a file that is
+        in the page cache. True tries in socket.recv and send, too. False: every operation goes through the ring
+        (docs/benchmarks.md).
       spin: microseconds, 0 to 1000, for which a run with one or two operations a tick looks for the next completion before it
         sleeps. Only while its sleeps are so short that this pays; other threads run meanwhile. 0 sleeps at once, always.
 
@@ -71,7 +77,7 @@ class UringBackend:
 
     sq_entries: int = _number(512, 2, _MAX_SQ_ENTRIES)
     cq_entries: int | None = _number(None, 2, _MAX_CQ_ENTRIES)
-    speculate: bool = _flag(False)
+    speculate: bool | Literal["auto"] = _switch("auto")
     spin: int = _number(20, 0, 1000)
 
     def __attrs_post_init__(self) -> None:

@@ -120,7 +120,7 @@ async def transfer_whole(
     offset: int,
     ended: Transfer | None = None,
 ) -> int:
-    """Read or write all of it. A schedule point and a cancel point.
+    """Read or write all of it. A cancel point; a schedule point as `read_at`.
 
     Args:
       opcode: OP_READ or OP_WRITE.
@@ -133,6 +133,16 @@ async def transfer_whole(
     task = GLOBAL_RUN_CONTEXT.task
     if ended is None and (task._cancel_status.effectively_cancelled or task._runner.ki_pending):
         await trio.lowlevel.checkpoint_if_cancelled()
+    if ended is None and opcode == OP_READ and manager.at_hand and length <= WORKER_THRESHOLD:
+        at_hand: int = lib.tu_pread_cached(
+            manager.at_hand,
+            fd,
+            ffi.from_buffer("char[]", memory) if memory.__class__ is bytes else memory,
+            length,
+            offset,
+        )
+        if at_hand >= 0:
+            return at_hand
     done = 0
     address = memory
     while True:
@@ -246,7 +256,9 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
       length: bytes, at most 2,147,479,552.
       offset: bytes from the beginning of the file.
 
-    Any number of tasks may read one descriptor at a time.
+    Any number of tasks may read one descriptor at a time. A cancel point always. What is in the page cache is answered on the
+    spot, by preadv2(2) with RWF_NOWAIT where the file system has it (ext4, XFS, Btrfs), for a millisecond in a row: a schedule
+    point at least as often, and whenever there is something to wait for (`UringBackend.speculate`).
 
     Raises:
       ValueError, TypeError: an argument that cannot be meant; with O_DIRECT an offset or length that is not aligned.
@@ -269,10 +281,10 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
         except AttributeError:
             free = False
         if free and 0 <= offset <= LAST - MAX_RW_COUNT:
-            if length <= WORKER_THRESHOLD:
-                data = tu_read_cached(manager.ring.address, plain, length, offset)
-                if data is not None:
-                    return data  # type: ignore[no-any-return]
+            if manager.at_hand and length <= WORKER_THRESHOLD:
+                at_hand = tu_read_cached(manager.at_hand, plain, length, offset)
+                if at_hand is not None:
+                    return at_hand
             # Nobody else has seen these bytes yet, so the kernel may write them: no second copy.
             data = bytes(length)
             transfer = transfers.pop() if transfers else Transfer(manager)
