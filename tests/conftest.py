@@ -105,6 +105,12 @@ def ring(request: pytest.FixtureRequest) -> Backend:
     return request.param  # type: ignore[no-any-return]
 
 
+@pytest.fixture(params=[UringBackend(speculate=False), RINGS["sq2cq4"]], ids=list(RINGS))
+def pure_ring(request: pytest.FixtureRequest) -> Backend:
+    """A ring on which nothing is answered on the spot: what a test wants in flight is."""
+    return request.param  # type: ignore[no-any-return]
+
+
 @pytest.fixture(params=[*RINGS.values(), "epoll"], ids=[*RINGS, "epoll"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """The same and Trio's own epoll, which is the oracle: what a user sees is equal, or in docs/differences.md."""

@@ -126,7 +126,7 @@ class Watcher(trio.abc.Instrument):
             self.seen.setdefault(each.task, []).append(each)
 
 
-def test_every_operation_says_what_it_is(ring: Any, tmp_path: Path) -> None:
+def test_every_operation_says_what_it_is(pure_ring: Any, tmp_path: Path) -> None:
     """Whatever can be in flight has the kernel's name for it, its descriptor or its path, and its task's stack."""
     path = trio.Path(tmp_path / "file")
     watcher = Watcher()
@@ -198,7 +198,7 @@ def test_every_operation_says_what_it_is(ring: Any, tmp_path: Path) -> None:
         await files()
         await sockets()
 
-    trio_uring.run(main, io_backend=ring, instruments=[watcher])
+    trio_uring.run(main, io_backend=pure_ring, instruments=[watcher])
     assert {name: list(dict.fromkeys(each.kind for each in watcher.seen[name])) for name in kinds} == kinds
     for each in (each for name in kinds for each in watcher.seen[name]):
         assert each.target, each

@@ -202,7 +202,7 @@ def test_a_connection_that_comes_later_is_accepted(ring: Backend, handler: Handl
 
 
 @pytest.mark.usefixtures("descriptors_flat")
-def test_files(ring: Backend, handler: Handler, tmp_path: Path) -> None:
+def test_files(pure_ring: Backend, handler: Handler, tmp_path: Path) -> None:
     """Reads, batches and paths: memory is let go of, and no descriptor is lost."""
     path = tmp_path / "file"
     path.write_bytes(b"contents" * 1000)
@@ -228,7 +228,7 @@ def test_files(ring: Backend, handler: Handler, tmp_path: Path) -> None:
             assert await trio_uring.read_at(file, 16, 0) == b"contents" * 2
             assert os.fstat(file.fileno()).st_size == 8000
 
-    run(ring, main)
+    run(pure_ring, main)
 
 
 @pytest.mark.usefixtures("descriptors_flat")
