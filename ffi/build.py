@@ -85,13 +85,14 @@ def configure(extension: Extension) -> None:
 
 
 def declarations() -> str:
-    """The header as cffi reads it: it takes integer macros, but no comments on the same line matter to it."""
-    return (HERE / "uring.h").read_text() + "static int tu_add_calls(const char *name);"
+    """The headers as cffi reads them: it takes integer macros, but no comments on the same line matter to it."""
+    headers = (HERE / "uring.h").read_text() + (HERE / "pool.h").read_text()
+    return headers + "static int tu_add_calls(const char *name);"
 
 
 def source() -> str:
     """The C code of the binding, but for what cffi generates."""
-    return BINDING + (HERE / "uring.c").read_text() + (HERE / "calls.c").read_text()
+    return BINDING + "".join((HERE / name).read_text() for name in ("uring.c", "pool.c", "calls.c"))
 
 
 class BuildExt(build_ext):

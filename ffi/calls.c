@@ -70,6 +70,25 @@ static PyObject *call_read_cached(PyObject *module, PyObject *const *args, Py_ss
     Py_RETURN_NONE;
 }
 
+/* Whether it is a tuple of two ints, an offset and a length of at most `most`, whose offset's sum with `most` is a position of a file. */
+static int plain_pair(PyObject *pair, unsigned long long most, uint64_t *offset, uint32_t *length)
+{
+    unsigned long long from, size;
+
+    if (!PyTuple_CheckExact(pair) || PyTuple_Size(pair) != 2 || !PyLong_CheckExact(PyTuple_GetItem(pair, 0)) ||
+        !PyLong_CheckExact(PyTuple_GetItem(pair, 1)))
+        return 0;
+    from = PyLong_AsUnsignedLongLong(PyTuple_GetItem(pair, 0));
+    size = PyLong_AsUnsignedLongLong(PyTuple_GetItem(pair, 1));
+    if (PyErr_Occurred()) {
+        PyErr_Clear();
+        return 0;
+    }
+    *offset = from;
+    *length = (uint32_t)size;
+    return size <= most && from <= INT64_MAX - most;
+}
+
 /* What reads of a batch are asked for, as arrays: tu_pairs(pairs, offsets, lengths, most) with a list of pairs of an offset and a
  * length, and the addresses of arrays as long as that, of uint64_t and uint32_t. Answers the longest length and all offsets and
  * lengths ORed; or None where something else is in the list than tuples of two ints, lengths of at most `most`, and offsets
@@ -91,36 +110,26 @@ static PyObject *call_pairs(PyObject *module, PyObject *const *args, Py_ssize_t 
         return NULL;
     count = PyList_Size(args[0]);
     for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *pair = PyList_GetItem(args[0], i), *offset, *length;
-        unsigned long long from, size;
-
-        if (!PyTuple_CheckExact(pair) || PyTuple_Size(pair) != 2)
+        if (!plain_pair(PyList_GetItem(args[0], i), most, offsets + i, lengths + i))
             Py_RETURN_NONE;
-        offset = PyTuple_GetItem(pair, 0);
-        length = PyTuple_GetItem(pair, 1);
-        if (!PyLong_CheckExact(offset) || !PyLong_CheckExact(length))
-            Py_RETURN_NONE;
-        from = PyLong_AsUnsignedLongLong(offset);
-        size = PyLong_AsUnsignedLongLong(length);
-        if (PyErr_Occurred()) {
-            PyErr_Clear();
-            Py_RETURN_NONE;
-        }
-        if (size > most || from > INT64_MAX - most)
-            Py_RETURN_NONE;
-        offsets[i] = from;
-        lengths[i] = (uint32_t)size;
-        longest = size > longest ? size : longest;
-        bits |= from | size;
+        longest = lengths[i] > longest ? lengths[i] : longest;
+        bits |= offsets[i] | lengths[i];
     }
     return Py_BuildValue("(KK)", longest, bits);
 }
+
+#include "pool_calls.c"
 
 static PyMethodDef calls[] = {
     {"tu_recv", (PyCFunction)(void (*)(void))call_recv, METH_FASTCALL, NULL},
     {"tu_send", (PyCFunction)(void (*)(void))call_send, METH_FASTCALL, NULL},
     {"tu_read_cached", (PyCFunction)(void (*)(void))call_read_cached, METH_FASTCALL, NULL},
     {"tu_pairs", (PyCFunction)(void (*)(void))call_pairs, METH_FASTCALL, NULL},
+    {"tu_pool_transfer", (PyCFunction)(void (*)(void))call_pool_transfer, METH_FASTCALL, NULL},
+    {"tu_pool_read", (PyCFunction)(void (*)(void))call_pool_read, METH_FASTCALL, NULL},
+    {"tu_pool_add", (PyCFunction)(void (*)(void))call_pool_add, METH_FASTCALL, NULL},
+    {"tu_pool_take", (PyCFunction)(void (*)(void))call_pool_take, METH_FASTCALL, NULL},
+    {"tu_pool_give", (PyCFunction)(void (*)(void))call_pool_give, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -47,11 +47,15 @@ if TYPE_CHECKING:
     )
     from ._positional.splice import copy_file, sendfile, splice
     from ._ring.availability import UringUnavailableError
+    from ._ring.pool import PooledRing, PoolReader, RingPool
     from ._ring.requests import aligned_buffer
 
 __all__ = [
     "OperationSnapshot",
+    "PoolReader",
+    "PooledRing",
     "RingMonitor",
+    "RingPool",
     "RingRates",
     "RingSnapshot",
     "StatxResult",
@@ -83,7 +87,10 @@ __all__ = [
 
 _HOMES = {
     "OperationSnapshot": "_observe.observe",
+    "PoolReader": "_ring.pool",
+    "PooledRing": "_ring.pool",
     "RingMonitor": "_observe.observe",
+    "RingPool": "_ring.pool",
     "RingRates": "_observe.observe",
     "RingSnapshot": "_observe.observe",
     "StatxResult": "_positional.positional",

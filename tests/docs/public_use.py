@@ -63,6 +63,21 @@ async def main(number: int) -> str:
     return f"{number}"
 
 
+def threads(fd: int) -> None:
+    with trio_uring.RingPool(rings=2, entries=32) as pool:
+        ring: trio_uring.PooledRing
+        with pool.acquire(timeout=1) as ring:
+            assert_type(ring.read_many(fd, [(0, 4096)], depth=8), "list[bytes | OSError]")
+            assert_type(ring.readinto_many(fd, [(0, bytearray(10))]), "list[int | OSError]")
+            assert_type(ring.write_many(fd, [(0, b"data")]), "list[int | OSError]")
+        reader: trio_uring.PoolReader
+        with pool.reader(fd) as reader:
+            assert_type(reader.submit([(0, 4096)][: reader.room]), "list[int]")
+            while len(reader):
+                assert_type(reader.wait(1, timeout=5.0) + reader.poll(), "list[tuple[int, bytes | int | OSError]]")
+    assert_type(trio_uring.RingPool.shared().closed, bool)
+
+
 def runs(host: socket.socket) -> None:
     print(trio_uring.__version__)
     trio_uring.dump_on_signal(signal.SIGUSR1, "dump")

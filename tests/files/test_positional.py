@@ -37,6 +37,7 @@ from trio_uring._loop.calls import address_of
 from trio_uring._loop.manager import UringIOManager
 from trio_uring._loop.operation import GLOBAL_RUN_CONTEXT
 from trio_uring._positional import positional as _positional
+from trio_uring._ring import requests as _requests
 from trio_uring._ring.ring import ffi
 
 T = TypeVar("T")
@@ -901,7 +902,7 @@ def as_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     from trio_uring._positional import batches as _batches
 
     monkeypatch.setattr(_batches, "kind", lambda fd: 1)
-    monkeypatch.setattr(_batches, "alignment_of", lambda fd: (1, 1))
+    monkeypatch.setattr(_requests, "alignment_of", lambda fd: (1, 1))
 
 
 @pytest.mark.parametrize("device", [False, True], ids=["", "device"])
@@ -1020,9 +1021,7 @@ def test_the_end_of_a_batch_of_a_device(ring: Backend, fd: int, pipe: tuple[int,
 def test_f37_misaligned_direct_io_says_what_and_by_how_much(
     backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trio_uring._positional import batches as _batches
-
-    for module in (_positional, _batches):
+    for module in (_positional, _requests):
         monkeypatch.setattr(module, "alignment_of", lambda fd: (512, 4096))
     fd = direct_file(tmp_path, bytes(3 * 4096))
     buffer = trio_uring.aligned_buffer(8192)

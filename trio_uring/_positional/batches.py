@@ -32,8 +32,7 @@ from .._ring.requests import (
     PAGE,
     Columns,
     File,
-    alignment_of,
-    check_aligned,
+    check_all_aligned,
     check_disjoint,
     columns_of,
     descriptor,
@@ -180,7 +179,7 @@ async def read_many(file: File, requests: Iterable[tuple[int, int]], *, depth: i
             await trio.lowlevel.checkpoint()
         columns = columns_of(requests[start : start + chunk], start)
         if direct:
-            _check_all_aligned(fd, columns, start)
+            check_all_aligned(fd, columns, start)
         checked.append(columns)
     del requests
     manager = ring_manager()
@@ -205,13 +204,6 @@ def _depth(depth: object) -> int:
     if not depth:
         raise ValueError("depth must be at least 1")
     return depth
-
-
-def _check_all_aligned(fd: int, columns: Columns, first: int) -> None:
-    want = alignment_of(fd)
-    if columns.bits % want[1]:
-        for i, (offset, length) in enumerate(zip(columns.offsets, columns.lengths, strict=True), first):
-            check_aligned(want, length, offset, where=f"requests[{i}]: ")
 
 
 async def _read_bytes(

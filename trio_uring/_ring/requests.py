@@ -201,6 +201,15 @@ def transposed(requests: Sequence[Any], first: int) -> tuple[Sequence[Any], Sequ
     return firsts, seconds
 
 
+def check_all_aligned(fd: int, columns: Columns, first: int, addresses: Sequence[int] = ()) -> None:
+    """ValueError for the first request that O_DIRECT would refuse; `addresses` of the caller's buffers, if there are any."""
+    want = alignment_of(fd)
+    if columns.bits % want[1] or reduce(or_, addresses, 0) % want[0]:
+        starts = addresses or [0] * len(columns.offsets)
+        for i, (offset, length, start) in enumerate(zip(columns.offsets, columns.lengths, starts, strict=True), first):
+            check_aligned(want, length, offset, start, f"requests[{i}]: ")
+
+
 def pin_all(
     fd: int, requests: Sequence[Any], direct: int, memory: list[Any], writable: bool = True
 ) -> tuple[Columns, array[int]]:
@@ -218,19 +227,18 @@ def pin_all(
     pointers = ffi.new("char *[]", fresh)
     starts = array("Q", bytes(ffi.buffer(pointers)))
     if direct:
-        want = alignment_of(fd)
-        if columns.bits % want[1] or reduce(or_, starts) % want[0]:
-            for i, (offset, length, start) in enumerate(zip(offsets, columns.lengths, starts, strict=True), first):
-                check_aligned(want, length, offset, start, f"requests[{i}]: ")
+        check_all_aligned(fd, columns, first, starts)
     return columns, starts
 
 
-def check_disjoint(starts: array[int], lengths: array[int]) -> None:
+def check_disjoint(starts: array[int], lengths: array[int], numbers: Sequence[int] | None = None) -> None:
+    """ValueError where two buffers overlap; `numbers` of their requests, where these are not all."""
     ordered = sorted(starts)
     longest = max(lengths)
     if min(map(sub, ordered[1:], ordered), default=longest) >= longest:
         return
-    taken = sorted((start, length, i) for i, (start, length) in enumerate(zip(starts, lengths, strict=True)) if length)
+    names = range(len(starts)) if numbers is None else numbers
+    taken = sorted((s, length, i) for s, length, i in zip(starts, lengths, names, strict=True) if length)
     for (start, length, i), (following, _, j) in pairwise(taken):
         if following < start + length:
             raise ValueError(f"the buffers of requests[{i}] and requests[{j}] overlap: they would be filled at once")
