@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -30,6 +31,22 @@ def manager() -> UringIOManager:
     found = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager
     assert isinstance(found, UringIOManager)
     return found
+
+
+async def processor_time_asleep(seconds: float, repeats: int = 10) -> float:
+    """The least processor time, in seconds, that this thread has spent in a sleep of `seconds` with all else blocked.
+
+    One sleep says nothing: a collection of garbage, or a machine that is busy with others, may fall into it. A loop that is busy
+    is so in every sleep, and spends nearly all of it.
+    """
+    least = seconds
+    for _ in range(repeats):
+        before = time.thread_time()
+        await trio.sleep(seconds)
+        least = min(least, time.thread_time() - before)
+        if least < seconds / 4:
+            break
+    return least
 
 
 async def blocked(cushion: float = 0.0) -> None:

@@ -404,9 +404,9 @@ def main() -> None:
     name, *rest = sys.argv[1:]
     began = time.monotonic()
     trio.run(trio.lowlevel.checkpoint)  # what Trio makes once and keeps
-    for module in pkgutil.iter_modules(trio_uring.__path__):
-        if module.name.startswith("_") and module.name != "__main__":
-            importlib.import_module(f"trio_uring.{module.name}")  # what a run loads when it first needs it
+    for module in pkgutil.walk_packages(trio_uring.__path__, "trio_uring."):
+        if module.name.startswith("trio_uring._") and module.name != "trio_uring.__main__":
+            importlib.import_module(module.name)  # what a run loads when it first needs it
     gc.collect()
     if name == "wakeups" or name not in fault_scenarios.ALL:
         spare_entry_queue()

@@ -29,6 +29,7 @@ from tools import blocked as blocked
 from tools import empty as empty
 from tools import fill as fill
 from tools import manager as manager
+from tools import processor_time_asleep as processor_time_asleep
 from tools import run as run
 
 import trio_uring
