@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 from cffi import FFI
 from setuptools import Extension
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
@@ -67,13 +71,40 @@ def pkg_config(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+class StableABI(NamedTuple):
+    """Which interpreters an extension built by this one serves.
+
+    Attributes:
+      limited: whether others than this very version.
+      macro: what CPython's headers and cffi's want defined.
+      wheel: the oldest one, as a tag of wheels; empty where `limited` is false.
+    """
+
+    limited: bool
+    macro: tuple[str, str | None]
+    wheel: str
+
+
+def stable_abi() -> StableABI:
+    """Of the interpreter that builds.
+
+    A free-threaded one has a stable ABI from 3.15 on (PEP 803, "abi3t"; cffi 2.1), and 3.14t has none: there it is an extension for
+    that version alone.
+    """
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return StableABI(True, ("Py_LIMITED_API", "0x030a0000"), "cp310")
+    if sys.version_info < (3, 15):
+        return StableABI(False, ("_CFFI_NO_LIMITED_API", None), "")
+    return StableABI(True, ("Py_TARGET_ABI3T", "0x030f0000"), "cp315")
+
+
 def configure(extension: Extension) -> None:
     """Fills in sources, include paths and the library, statically linked where its archive exists."""
     version = pkg_config("--modversion")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_LIBURING:
         raise BuildProblem(f"liburing is {version} and 2.3 is the oldest that serves; {INSTALL_LIBURING}")
     extension.include_dirs = [str(HERE), *(flag[2:] for flag in pkg_config("--cflags-only-I").split())]
-    extension.define_macros = [("TU_LIBURING_VERSION", f'"{version}"'), ("Py_LIMITED_API", "0x030a0000")]
+    extension.define_macros = [("TU_LIBURING_VERSION", f'"{version}"'), stable_abi().macro]
     extension.extra_compile_args = ["-std=gnu11", "-O2", "-fvisibility=hidden", "-Wno-unused-function"]
     extension.extra_compile_args += [f"-ffile-prefix-map={ROOT}=."]  # the same bytes wherever it is built
     archive = Path(pkg_config("--variable=libdir"), "liburing.a")
@@ -98,6 +129,11 @@ def source() -> str:
 class BuildExt(build_ext):
     """build_ext that generates the binding's C code first."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        for extension in self.extensions:
+            extension.py_limited_api = stable_abi().limited  # the name of the file has it
+
     def build_extension(self, ext: Extension) -> None:
         configure(ext)
         compiler = getattr(self.compiler, "compiler", ["cc"])[0]
@@ -109,14 +145,21 @@ class BuildExt(build_ext):
         self.compiler.linker_so = [part for part in self.compiler.linker_so if not part.startswith("-Wl,-rpath")]
         builder = FFI()
         builder.cdef(declarations())
-        builder.set_source(ext.name, source(), py_limited_api=True)
+        builder.set_source(ext.name, source(), py_limited_api=stable_abi().limited)
         generated = Path(self.build_temp, "binding.c")
         generated.parent.mkdir(parents=True, exist_ok=True)
         builder.emit_c_code(str(generated))
         ext.sources = [str(generated)]
         ext.depends = [str(part) for part in HERE.glob("*.[ch]")]  # uring.c includes the others
-        ext.py_limited_api = True
         super().build_extension(ext)
+
+
+class BdistWheel(bdist_wheel):
+    """bdist_wheel whose name says which interpreters it serves."""
+
+    def finalize_options(self) -> None:
+        self.py_limited_api = stable_abi().wheel or False
+        super().finalize_options()
 
 
 # What the source distribution has: all that builds, tests and explains it.

@@ -55,7 +55,7 @@ steps = st.one_of(
     st.tuples(st.just("cancel_fd"), pairs, st.just(0)),
     st.tuples(st.just("wait"), st.integers(1, 4), st.just(0)),
     st.tuples(st.just("wake"), st.just(0), st.just(0)),
-    st.tuples(st.just("present"), st.just(0), st.just(0)),
+    st.tuples(st.just("owner_back"), st.just(0), st.just(0)),
 )
 
 
