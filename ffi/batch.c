@@ -127,8 +127,8 @@ static void batch_queue(tu_ring *r, unsigned place, struct io_uring_sqe *sqe)
     sqe->flags = b->slots[slot].stubborn ? IOSQE_ASYNC : 0;
     sqe->user_data = slot_data(r, place, slot);
     b->inflight++;
-    r->stats.submitted++;
-    r->stats.inflight++;
+    count(&r->stats.submitted, 1);
+    count(&r->stats.inflight, 1);
     store(r->ring.sq.ktail, *r->ring.sq.ktail + 1);
 }
 

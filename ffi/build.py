@@ -88,8 +88,8 @@ class StableABI(NamedTuple):
 def stable_abi() -> StableABI:
     """Of the interpreter that builds.
 
-    A free-threaded one has a stable ABI from 3.15 on (PEP 803, "abi3t"; cffi 2.1), and 3.14t has none: there it is an extension for
-    that version alone.
+    A free-threaded one has a stable ABI from 3.15 on (PEP 803, "abi3t"; cffi 2.1), and 3.14t has none: there it is an
+    extension for that version alone.
     """
     if not sysconfig.get_config_var("Py_GIL_DISABLED"):
         return StableABI(True, ("Py_LIMITED_API", "0x030a0000"), "cp310")

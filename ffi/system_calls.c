@@ -3,6 +3,7 @@
  * this file. It knows the fields of an entry (io_uring_enter(2)) and no ring. Operations on sockets never wait here; whoever may
  * wait (files, paths) lets go of the interpreter's lock meanwhile.
  */
+#include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>

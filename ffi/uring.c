@@ -142,6 +142,12 @@ static void store(unsigned *p, unsigned value)
     __atomic_store_n(p, value, __ATOMIC_RELEASE);
 }
 
+/* The owner alone counts; others may look (tu_stats). No faster way to add is needed than a load and a store. */
+static void count(uint64_t *counter, int64_t by)
+{
+    __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + (uint64_t)by, __ATOMIC_RELAXED);
+}
+
 static int64_t now_ns(void)
 {
     struct timespec ts;
@@ -209,7 +215,7 @@ static int enter(tu_ring *r, unsigned to_submit, unsigned min_complete, unsigned
         size = sizeof arg;
         flags |= IORING_ENTER_EXT_ARG;
     }
-    r->stats.enters++;
+    count(&r->stats.enters, 1);
     {
         TU_LET_GO;
         rc = io_uring_enter2(fd, to_submit, min_complete, flags, argp, size);
@@ -336,7 +342,7 @@ int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int *step)
     /* A seccomp filter may allow the set-up and forbid the rest: that is for the opener to hear, not for the first wait. */
     *step = 3;
     rc = try_essentials(r, step);
-    r->stats.enters = 0;
+    count(&r->stats.enters, -(int64_t)r->stats.enters);
     if (rc >= 0 || transient(rc))
         return 0;
     tu_close(r);
@@ -413,9 +419,12 @@ unsigned tu_cq_entries(tu_ring *r)
     return r->state == OPEN ? *r->ring.cq.kring_entries : 0;
 }
 
-tu_counters *tu_stats(tu_ring *r)
+void tu_stats(tu_ring *r, tu_counters *out)
 {
-    return &r->stats;
+    const uint64_t *from = (const uint64_t *)&r->stats;
+
+    for (size_t i = 0; i < sizeof *out / sizeof *from; i++)
+        ((uint64_t *)out)[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
 }
 
 int tu_is_owner(tu_ring *r)
@@ -544,10 +553,10 @@ static void account(tu_ring *r, int res, unsigned flags)
 {
     if (flags & IORING_CQE_F_MORE)
         return;
-    r->stats.completed++;
-    r->stats.inflight--;
+    count(&r->stats.completed, 1);
+    count(&r->stats.inflight, -1);
     if (res == -ECANCELED)
-        r->stats.cancelled++;
+        count(&r->stats.cancelled, 1);
 }
 
 static int stash_one(tu_ring *r, const struct io_uring_cqe *cqe)
@@ -699,7 +708,7 @@ static int next_sqe(tu_ring *r, struct io_uring_sqe **out)
         return -EEXIST;
     entries = *r->ring.sq.kring_entries;
     if (pending(r) == entries) {
-        r->stats.sq_flushes++;
+        count(&r->stats.sq_flushes, 1);
         rc = flush(r, entries - 1, PATIENCE);
         if (rc < 0)
             return rc;
@@ -717,8 +726,8 @@ static int publish(tu_ring *r, const struct io_uring_sqe *sqe)
 
         if (rc < 0)
             return rc;
-        r->stats.submitted++;
-        r->stats.inflight++;
+        count(&r->stats.submitted, 1);
+        count(&r->stats.inflight, 1);
     }
     store(r->ring.sq.ktail, *r->ring.sq.ktail + 1);
     /* Away: somebody may be asleep (guest mode), so the entry goes now. If the kernel will not have it, the sleeper is
@@ -1030,7 +1039,7 @@ static int renew_notify(tu_ring *r)
 static unsigned drain_overflow(tu_ring *r, int64_t *out, unsigned max, unsigned n, unsigned *seen)
 {
     while (n < max && (kernel_flags(r) & IORING_SQ_CQ_OVERFLOW)) {
-        r->stats.cq_overflows++;
+        count(&r->stats.cq_overflows, 1);
         if (enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1) < 0 && !ready(r))
             break;
         n += reap(r, out + 3 * n, max - n, seen);
@@ -1129,7 +1138,7 @@ again:
     noted = r->noted;
     starved = batch_advance(r);
     if (kernel_flags(r) & IORING_SQ_CQ_OVERFLOW)
-        r->stats.cq_overflows++;
+        count(&r->stats.cq_overflows, 1);
     sleeping = left != 0 && !starved && !awake && !ready(r);
     if (timeout_ns > 0 && !started && (sleeping || r->batch_live))
         started = now_ns();

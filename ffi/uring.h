@@ -4,8 +4,8 @@
  * This header is read twice: by the C compiler, and by cffi (ffi/build.py), so it keeps to plain declarations.
  * Every function returns 0 or a count on success and a negated errno on failure, as the kernel does.
  *
- * Threads: everything belongs to the thread that called tu_open(), but for tu_wake() (any thread, any signal handler)
- * and tu_wait(), which another thread may call to sleep until the owner has something to do.
+ * Threads: everything belongs to the thread that called tu_open(), but for tu_wake() and tu_stats() (any thread, any signal
+ * handler) and tu_wait(), which another thread may call to sleep until the owner has something to do.
  */
 
 /* user_data values below TU_FIRST_USER_DATA, and from 1 << 62 on, are the shim's own; their completions are never handed out. */
@@ -40,7 +40,7 @@ void tu_forked(tu_ring *r); /* in a forked child: lets go of the descriptors, ev
 int tu_fd(tu_ring *r);
 unsigned tu_sq_entries(tu_ring *r);
 unsigned tu_cq_entries(tu_ring *r);
-tu_counters *tu_stats(tu_ring *r);
+void tu_stats(tu_ring *r, tu_counters *out); /* any thread; each counter whole, all of them of no one moment */
 int tu_is_owner(tu_ring *r);
 
 /* Queueing. A full submission queue is flushed, in order. While the owner is away from the ring (set by a

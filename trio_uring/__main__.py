@@ -27,6 +27,10 @@ def main(argv: Sequence[str]) -> int:
         from ._entry import doctor
 
         return doctor.main(rest)
+    if command == "dump":
+        from ._observe import attach
+
+        return attach.main(rest)
     if command == "--version":
         print(f"trio-uring {__version__}")
         return 0

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from cffi import FFI
@@ -67,7 +68,7 @@ def _compile(scratch: Path, faults: bool, restrict: bool, sanitize: bool, covera
         source += '#include "coverage.h"\n'
     builder = FFI()
     builder.cdef(declarations)
-    builder.set_source(extension.name, source, py_limited_api=True)
+    builder.set_source(extension.name, source, py_limited_api=shipped["stable_abi"]().limited)
     builder.emit_c_code(str(scratch / "binding.c"))
     package = scratch / "trio_uring"
     package.mkdir()
@@ -87,7 +88,7 @@ def _compile(scratch: Path, faults: bool, restrict: bool, sanitize: bool, covera
             *(f"-L{path}" for path in extension.library_dirs),
             *(f"-l{name}" for name in extension.libraries),
             "-o",
-            str(package / "_ffi.abi3.so"),
+            str(package / f"_ffi{EXTENSION_SUFFIXES[0]}"),
         ],
         check=True,
     )

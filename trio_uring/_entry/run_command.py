@@ -20,11 +20,13 @@ from typing import Final, NoReturn
 USAGE = """\
 usage: python -m trio_uring run [--io-backend uring|auto|epoll] TARGET [ARGUMENTS]
        python -m trio_uring doctor [--json]
+       python -m trio_uring dump PID [--json]
        python -m trio_uring --version
 
 run      runs an unchanged program with Trio, and AnyIO on Trio, on io_uring. TARGET and what follows is
          what stands after `python`: a script, -m MODULE, -c CODE, a directory, a zip file, or - (stdin).
 doctor   tells whether io_uring can be used here, and what to change if not
+dump     tells what every run on the ring in a process is doing (CPython 3.14 and newer)
 """
 
 _BACKENDS: Final = ("uring", "auto", "epoll")

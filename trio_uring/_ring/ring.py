@@ -266,8 +266,10 @@ class Ring:
         return self._closed
 
     def counters(self) -> RingCounters:
-        """A snapshot of the counters; works after `close`."""
-        return RingCounters(lib.tu_stats(self._r))
+        """A snapshot of the counters; works after `close`, and in any thread."""
+        counters = ffi.new("tu_counters *")
+        lib.tu_stats(self._r, counters)
+        return RingCounters(counters)
 
     # -------------------------------------------------------------- queueing
 
@@ -432,7 +434,7 @@ class Ring:
         finally:
             left = 0
             if not lib.tu_idle(self._r):
-                left = lib.tu_stats(self._r).inflight
+                left = self.counters().inflight
                 # The mappings themselves may go (the kernel has its own reference); what must stay is memory it writes to.
                 _leaked.append((self._r, self._out, keep, self._buffers))
             lib.tu_buffers_free(self._r)
