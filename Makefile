@@ -49,7 +49,8 @@ versions: $(VENV)/installed
 suites: $(VENV)/installed
 	$(BIN)/python tests/applications/suites.py
 
-# Every CPython from 3.10 to 3.14 that is at hand: the project's own tests.
+# The project's own tests on every CPython from 3.10 to 3.15: those at hand, and of the others those in Debian's archive, in a chroot.
+pythons: DEBIAN += mmdebstrap:mmdebstrap
 pythons: packages
 	tests/pythons.sh
 
