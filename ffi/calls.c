@@ -125,8 +125,8 @@ static PyMethodDef calls[] = {
     {"tu_send", (PyCFunction)(void (*)(void))call_send, METH_FASTCALL, NULL},
     {"tu_read_cached", (PyCFunction)(void (*)(void))call_read_cached, METH_FASTCALL, NULL},
     {"tu_pairs", (PyCFunction)(void (*)(void))call_pairs, METH_FASTCALL, NULL},
-    {"tu_pool_transfer", (PyCFunction)(void (*)(void))call_pool_transfer, METH_FASTCALL, NULL},
     {"tu_pool_read", (PyCFunction)(void (*)(void))call_pool_read, METH_FASTCALL, NULL},
+    {"tu_pool_buffers", (PyCFunction)(void (*)(void))call_pool_buffers, METH_FASTCALL, NULL},
     {"tu_pool_add", (PyCFunction)(void (*)(void))call_pool_add, METH_FASTCALL, NULL},
     {"tu_pool_take", (PyCFunction)(void (*)(void))call_pool_take, METH_FASTCALL, NULL},
     {"tu_pool_give", (PyCFunction)(void (*)(void))call_pool_give, METH_FASTCALL, NULL},
@@ -138,7 +138,7 @@ static int tu_add_calls(const char *name)
 {
     PyObject *module = PyImport_AddModule(name);
 
-    if (module && PyModule_AddFunctions(module, calls) == 0)
+    if (module && find_buffer_calls() == 0 && PyModule_AddFunctions(module, calls) == 0)
         return 0;
     PyErr_Clear();
     return -1;

@@ -2,15 +2,17 @@
  * Whole lists of transfers on a ring of pool.h, as CPython functions of the binding's module; see calls.c for why. Everything that a
  * list needs is held here until the kernel has let go of it, so no exception, signal or other thread can free it sooner.
  */
+#include <dlfcn.h>
 
 #define SETTLE_NS 2000000000LL
 
-/* Runs a job to its end with the interpreter's lock let go. `keep` holds the memory that it names. Answers 0, or a negated errno
- * with nothing in flight; or 1 with an exception set, which a signal handler raised. */
-static int run_to_the_end(tu_pool_ring *p, uint64_t turn, pool_job *job, PyObject *keep)
+/* Runs a job to its end with the interpreter's lock let go. Answers 0, or a negated errno; or 1 with an exception set, which a signal
+ * handler raised. Nothing is in flight then, but for what is in *left: the memory of that must never be freed (F8). */
+static int run_to_the_end(tu_pool_ring *p, uint64_t turn, pool_job *job, int *left)
 {
-    int rc = pool_begin_transfer(p, turn), left;
+    int rc = pool_begin_transfer(p, turn);
 
+    *left = 0;
     if (rc < 0)
         return rc;
     rc = prepare_job(p, job);
@@ -18,49 +20,18 @@ static int run_to_the_end(tu_pool_ring *p, uint64_t turn, pool_job *job, PyObjec
         {
             TU_LET_GO;
             rc = run_job(p, job);
+            if (rc != -EINTR)
+                *left = finish_job(p, SETTLE_NS);
             TU_TAKE_BACK;
         }
-        if (rc == -EINTR)
-            rc = PyErr_CheckSignals() ? 1 : 0;
+        if (rc == -EINTR && (rc = PyErr_CheckSignals() ? 1 : 0)) {
+            TU_LET_GO;
+            *left = finish_job(p, SETTLE_NS);
+            TU_TAKE_BACK;
+        }
     }
-    {
-        TU_LET_GO;
-        left = finish_job(p, SETTLE_NS);
-        TU_TAKE_BACK;
-    }
-    if (left)
-        Py_INCREF(keep); /* for good: better lost than written to by the kernel when it is somebody else's (F8) */
     pool_end(p, turn);
     return rc;
-}
-
-/* tu_pool_transfer(ring, turn, opcode, fd, offsets, lengths, addresses, results, count, window, keep): the arrays as addresses.
- * Answers how many ended with less than asked for, or a negated errno for the whole. */
-static PyObject *call_pool_transfer(PyObject *module, PyObject *const *args, Py_ssize_t given)
-{
-    tu_pool_ring *p;
-    uint64_t turn;
-    pool_job job;
-    int rc;
-
-    (void)module;
-    if (given != 11)
-        return PyErr_Format(PyExc_TypeError, "tu_pool_transfer() takes 11 arguments");
-    memset(&job, 0, sizeof job);
-    p = PyLong_AsVoidPtr(args[0]);
-    turn = PyLong_AsUnsignedLongLong(args[1]);
-    job.opcode = (int)PyLong_AsLong(args[2]);
-    job.fd = (int)PyLong_AsLong(args[3]);
-    job.offsets = PyLong_AsVoidPtr(args[4]);
-    job.lengths = PyLong_AsVoidPtr(args[5]);
-    job.addresses = PyLong_AsVoidPtr(args[6]);
-    job.results = PyLong_AsVoidPtr(args[7]);
-    job.count = (unsigned)PyLong_AsUnsignedLong(args[8]);
-    job.window = (unsigned)PyLong_AsUnsignedLong(args[9]);
-    if (PyErr_Occurred())
-        return NULL;
-    rc = run_to_the_end(p, turn, &job, args[10]);
-    return rc > 0 ? NULL : PyLong_FromLong(rc < 0 ? rc : (long)job.partial);
 }
 
 /* An OSError, not raised. */
@@ -100,7 +71,7 @@ static PyObject *call_pool_read(PyObject *module, PyObject *const *args, Py_ssiz
     Py_ssize_t count;
     pool_job job;
     char *arrays;
-    int rc;
+    int rc, left;
 
     (void)module;
     if (given != 7 || !PyList_CheckExact(args[3]))
@@ -156,7 +127,9 @@ static PyObject *call_pool_read(PyObject *module, PyObject *const *args, Py_ssiz
         goto out;
     if (direct && longest)
         job.bounce = ((uint64_t)longest + POOL_PAGE - 1) / POOL_PAGE * POOL_PAGE;
-    rc = run_to_the_end(p, turn, &job, list);
+    rc = run_to_the_end(p, turn, &job, &left);
+    if (left)
+        Py_INCREF(list); /* for good: better lost than written to by the kernel when it is somebody else's */
     if (rc < 0)
         answer = PyLong_FromLong(rc);
     else if (rc == 0 && (!job.partial || mend(list, &job) == 0)) {
@@ -166,6 +139,167 @@ static PyObject *call_pool_read(PyObject *module, PyObject *const *args, Py_ssiz
 out:
     Py_XDECREF(list);
     free(arrays);
+    return answer;
+}
+
+/* Py_buffer, and the function that fills it. Of the stable ABI since 3.11, and the same in 3.10, whose headers keep them back: so
+ * the function is looked up by its name. */
+typedef struct {
+    void *memory;
+    PyObject *owner;
+    Py_ssize_t size, item_size;
+    int readonly, dimensions;
+    char *format;
+    Py_ssize_t *shape, *strides, *suboffsets;
+    void *internal;
+} buffer_view;
+
+#define CONTIGUOUS 0 /* PyBUF_SIMPLE */
+#define WRITABLE 1   /* PyBUF_WRITABLE */
+
+static int (*get_buffer)(PyObject *object, buffer_view *view, int flags);
+static void (*release_buffer)(buffer_view *view);
+
+static int find_buffer_calls(void)
+{
+    get_buffer = (int (*)(PyObject *, buffer_view *, int))dlsym(NULL, "PyObject_GetBuffer");
+    release_buffer = (void (*)(buffer_view *))dlsym(NULL, "PyBuffer_Release");
+    return get_buffer && release_buffer ? 0 : -1;
+}
+
+static int by_address(const void *a, const void *b)
+{
+    const char *x = (*(const buffer_view *const *)a)->memory, *y = (*(const buffer_view *const *)b)->memory;
+
+    return (x > y) - (x < y);
+}
+
+/* Whether two of them share a byte; -1 where that cannot be told for want of memory. */
+static int overlapping(const buffer_view *views, size_t count)
+{
+    const buffer_view **order;
+    const char *end = NULL;
+    size_t i;
+    int found = 0;
+
+    for (i = 1; i < count && (char *)views[i - 1].memory + views[i - 1].size <= (char *)views[i].memory; i++)
+        ;
+    if (i >= count)
+        return 0; /* in order already */
+    order = malloc(count * sizeof *order);
+    if (!order)
+        return -1;
+    for (i = 0; i < count; i++)
+        order[i] = views + i;
+    qsort(order, count, sizeof *order, by_address);
+    for (i = 0; i < count && !found; i++)
+        if (order[i]->size) {
+            found = (const char *)order[i]->memory < end;
+            end = (const char *)order[i]->memory + order[i]->size;
+        }
+    free(order);
+    return found;
+}
+
+/* tu_pool_buffers(ring, turn, opcode, fd, requests, most, window, address, direct): a list of pairs of an offset and a buffer, of at most
+ * `most` bytes, that is read into or written. `address` and `direct` are 0, or with O_DIRECT what addresses, and offsets and
+ * lengths, have to be a multiple of. Answers a list of numbers of bytes and OSErrors; otherwise as tu_pool_read(). */
+static PyObject *call_pool_buffers(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    tu_pool_ring *p;
+    uint64_t turn, *offsets, *addresses;
+    uint32_t *lengths;
+    unsigned long long most, address, direct, ones;
+    PyObject *answer = NULL;
+    Py_ssize_t count, pinned = 0;
+    buffer_view *views;
+    pool_job job;
+    int rc, left = 0;
+
+    (void)module;
+    if (given != 9 || !PyList_CheckExact(args[4]))
+        return PyErr_Format(PyExc_TypeError,
+                            "tu_pool_buffers() takes ring, turn, opcode, fd, a list, most, window, address, direct");
+    memset(&job, 0, sizeof job);
+    p = PyLong_AsVoidPtr(args[0]);
+    turn = PyLong_AsUnsignedLongLong(args[1]);
+    job.opcode = (int)PyLong_AsLong(args[2]);
+    job.fd = (int)PyLong_AsLong(args[3]);
+    most = PyLong_AsUnsignedLong(args[5]);
+    job.window = (unsigned)PyLong_AsUnsignedLong(args[6]);
+    address = PyLong_AsUnsignedLong(args[7]);
+    direct = PyLong_AsUnsignedLong(args[8]);
+    count = PyList_Size(args[4]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (!direct && (rc = tu_file(job.fd))) {
+        if (rc == TU_DIRECT)
+            Py_RETURN_NONE;
+        errno = -rc;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    if (count > INT_MAX)
+        return PyErr_NoMemory();
+    views = malloc((size_t)count * (sizeof *views + 2 * sizeof *offsets + sizeof *lengths + sizeof *job.results) + 1);
+    if (!views)
+        return PyErr_NoMemory();
+    offsets = (uint64_t *)(views + count);
+    addresses = offsets + count;
+    lengths = (uint32_t *)(addresses + count);
+    job.results = (int32_t *)(lengths + count);
+    job.count = (unsigned)count;
+    job.offsets = offsets;
+    job.addresses = addresses;
+    job.lengths = lengths;
+    for (; pinned < count; pinned++) {
+        PyObject *pair = PyList_GetItem(args[4], pinned);
+        buffer_view *view = views + pinned;
+
+        if (!PyTuple_CheckExact(pair) || PyTuple_Size(pair) != 2 || !PyLong_CheckExact(PyTuple_GetItem(pair, 0)))
+            break;
+        offsets[pinned] = PyLong_AsUnsignedLongLong(PyTuple_GetItem(pair, 0));
+        if (PyErr_Occurred() || offsets[pinned] > INT64_MAX - most)
+            break;
+        if (get_buffer(PyTuple_GetItem(pair, 1), view, job.opcode == IORING_OP_READ ? WRITABLE : CONTIGUOUS) < 0)
+            break;
+        addresses[pinned] = (uint64_t)(uintptr_t)view->memory;
+        lengths[pinned] = (uint32_t)view->size;
+        ones = direct ? (offsets[pinned] | lengths[pinned]) % direct | addresses[pinned] % address : 0;
+        if ((unsigned long long)view->size > most || ones) {
+            release_buffer(view);
+            break;
+        }
+    }
+    if (pinned < count || (job.opcode == IORING_OP_READ && overlapping(views, (size_t)count))) {
+        PyErr_Clear(); /* the caller finds out what it is, and says so */
+        answer = Py_None;
+        Py_INCREF(answer);
+        goto out;
+    }
+    rc = run_to_the_end(p, turn, &job, &left);
+    if (rc < 0)
+        answer = PyLong_FromLong(rc);
+    else if (rc == 0)
+        answer = PyList_New(count);
+    for (Py_ssize_t i = 0; answer && rc == 0 && i < count; i++) {
+        PyObject *item;
+
+        if (i && job.results[i] == job.results[i - 1] && job.results[i] >= 0) {
+            item = PyList_GetItem(answer, i - 1);
+            Py_INCREF(item);
+        } else {
+            item = job.results[i] < 0 ? os_error_of(job.results[i]) : PyLong_FromLong(job.results[i]);
+        }
+        if (!item)
+            Py_CLEAR(answer);
+        else
+            PyList_SetItem(answer, i, item);
+    }
+out:
+    while (!left && pinned)
+        release_buffer(views + --pinned);
+    if (!left)
+        free(views);
     return answer;
 }
 

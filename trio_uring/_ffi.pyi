@@ -7,20 +7,18 @@ def tu_recv(ring: int, fd: int, length: int, user_data: int, /) -> int: ...
 def tu_send(ring: int, fd: int, data: bytes | int, length: int, msg_flags: int, user_data: int, /) -> int: ...
 def tu_read_cached(ring: int, fd: int, length: int, offset: int, /) -> bytes | None: ...
 def tu_pairs(pairs: list[Any], offsets: int, lengths: int, most: int, /) -> tuple[int, int] | None: ...
-def tu_pool_transfer(
+def tu_pool_buffers(
     ring: int,
     turn: int,
     opcode: int,
     fd: int,
-    offsets: int,
-    lengths: int,
-    addresses: int,
-    results: int,
-    count: int,
+    requests: list[Any],
+    most: int,
     window: int,
-    keep: object,
+    address: int,
+    direct: int,
     /,
-) -> int: ...
+) -> list[int | OSError] | int | None: ...
 def tu_pool_read(
     ring: int, turn: int, fd: int, requests: list[Any], most: int, window: int, direct: int, /
 ) -> list[bytes | OSError] | int | None: ...

@@ -27,7 +27,7 @@ import trio
 import trio_uring
 from trio_uring import PoolReader, RingPool, aligned_buffer
 from trio_uring._ring import pool as pool_module
-from trio_uring._ring.ring import lib, tu_pool_read
+from trio_uring._ring.ring import lib, tu_pool_buffers, tu_pool_read
 
 from .support import PATIENCE, InThread, open_descriptors
 
@@ -68,11 +68,18 @@ def _read_anything(ring: int, turn: int, fd: int, requests: list[Any], most: int
     return tu_pool_read(ring, turn, fd, requests, most, window, 1)
 
 
+def _fill_anything(
+    ring: int, turn: int, opcode: int, fd: int, requests: list[Any], most: int, window: int, *_: int
+) -> Any:
+    return tu_pool_buffers(ring, turn, opcode, fd, requests, most, window, 1, 1)
+
+
 @pytest.fixture
 def anything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools that do not ask whether a descriptor has positions, nor what O_DIRECT wants."""
     monkeypatch.setattr(pool_module, "kind", lambda fd: 0)
     monkeypatch.setattr(pool_module, "tu_pool_read", _read_anything)
+    monkeypatch.setattr(pool_module, "tu_pool_buffers", _fill_anything)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ import weakref
 from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from .availability import UringUnavailableError, unavailable
 from .requests import (
@@ -54,10 +54,10 @@ from .ring import (
     ffi,
     lib,
     tu_pool_add,
+    tu_pool_buffers,
     tu_pool_give,
     tu_pool_read,
     tu_pool_take,
-    tu_pool_transfer,
 )
 
 MOST_ENTRIES: Final = 32768  # IORING_MAX_ENTRIES
@@ -236,7 +236,15 @@ class RingPool:
           RuntimeError: the pool is closed, or was while this waited.
           UringUnavailableError: one had to be made anew, and the kernel refused.
         """
-        return self._lend(PooledRing(self), timeout)
+        lease = PooledRing(self)
+        if timeout is None:  # flattened: this is most of what a short list costs beside its reads
+            with self._lock:
+                if self._free:
+                    record = self._free.pop()
+                    lease._turn = record.turn
+                    lease._record = record
+                    return lease
+        return self._lend(lease, timeout)
 
     def reader(self, file: File, timeout: float | None = None) -> PoolReader:
         """Borrow a ring for reads of one file that end one by one, in any order: `with pool.reader(fd) as reader`.
@@ -331,13 +339,19 @@ class RingPool:
                     if not self._closed:
                         self._offer(None)
                 return
-        _let_go(record)
+        if left == -errno.ESTALE:
+            return  # another thread has given it back at the same moment
+        if record.keep is not None:
+            _let_go(record)
         if left:
             return  # closed, or the parent's
         with self._lock:
             record.turn = turn + 1
             if not self._closed:
-                self._offer(record)
+                if self._waiting:
+                    self._offer(record)
+                else:
+                    self._free.append(record)
                 return
             self._records.discard(record)
         lib.tu_pool_close(record.c, 0)
@@ -465,8 +479,10 @@ class _Lease:
             raise RuntimeError("this ring has been given back to its pool: acquire another")
         return record
 
-    def _fail(self, rc: int) -> None:
+    def _fail(self, rc: int | None) -> NoReturn:
         """Raises what a negated errno of the shim stands for."""
+        if rc is None:
+            raise RuntimeError("the requests have been changed by another thread while they were looked at")
         if rc == -errno.ESTALE:
             raise RuntimeError("this ring has been given back to its pool: acquire another")
         if rc == -errno.EBUSY:
@@ -535,9 +551,9 @@ class PooledRing(_Lease):
                 direct = alignment_of(fd)[1]
             requests = list(zip(columns.offsets, columns.lengths, strict=True))
             found = tu_pool_read(record.address, self._turn, fd, requests, MAX_RW_COUNT, depth, direct)
-        if isinstance(found, int):
-            self._fail(found)
-        return found  # type: ignore[return-value]
+        if isinstance(found, list):
+            return found
+        self._fail(found)
 
     def readinto_many(
         self, file: File, requests: Iterable[tuple[int, Any]], *, depth: int | None = None
@@ -551,7 +567,7 @@ class PooledRing(_Lease):
         Returns the number of bytes for each, in their order, or the OSError. Otherwise as `read_many`. The buffers are pinned
         until the kernel has let go of them.
         """
-        return self._transfer(OP_READ, descriptor(file), list(requests), depth)
+        return self._transfer(OP_READ, file, list(requests), depth)
 
     def write_many(
         self, file: File, requests: Iterable[tuple[int, Any]], *, depth: int | None = None
@@ -564,34 +580,30 @@ class PooledRing(_Lease):
         Returns the number of bytes for each, in their order, all of them or the OSError; then a part of it may have been
         written. Otherwise as `readinto_many`.
         """
-        return self._transfer(OP_WRITE, descriptor(file), list(requests), depth)
+        return self._transfer(OP_WRITE, file, list(requests), depth)
 
-    def _transfer(self, opcode: int, fd: int, requests: list[Any], depth: int | None) -> list[int | OSError]:
-        record = self._own()
+    def _transfer(self, opcode: int, file: File, requests: list[Any], depth: int | None) -> list[int | OSError]:
+        record = self._record or self._own()
+        fd = file if file.__class__ is int and 0 <= file <= INT_MAX else descriptor(file)
         depth = _depth(depth)
-        direct = kind(fd)
-        memory: list[Any] = []
-        try:
-            (offsets, lengths, _, _), starts = pin_all(fd, requests, direct, memory, writable=opcode == OP_READ)
-            if not memory:
-                return []
-            if opcode == OP_READ:
-                check_disjoint(starts, lengths)
-            count = len(memory)
-            results = array("i", bytes(4 * count))
-            short = tu_pool_transfer(
-                record.address, self._turn, opcode, fd, _at(offsets), _at(lengths), _at(starts), _at(results), count, depth,
-                (memory, offsets, lengths, starts, results),
-            )  # fmt: skip
-            if short < 0:
-                self._fail(short)
-        except BaseException:
-            # Not left to the frames of a traceback; but what is in flight stays pinned.
-            if not lib.tu_pool_left(record.c):
-                for part in memory:
+        found = tu_pool_buffers(record.address, self._turn, opcode, fd, requests, MAX_RW_COUNT, depth, 0, 0)
+        if found is None:
+            fd = descriptor(fd)
+            direct = kind(fd)
+            memory: list[Any] = []
+            try:
+                columns, starts = pin_all(fd, requests, direct, memory, writable=opcode == OP_READ)
+                if opcode == OP_READ:
+                    check_disjoint(starts, columns.lengths)
+            finally:
+                for part in memory:  # not left to the frames of a traceback
                     ffi.release(part)
-            raise
-        return [r if r >= 0 else OSError(-r, os.strerror(-r)) for r in results] if short else list(lengths)
+            requests = [(offset, buffer) for offset, (_, buffer) in zip(columns.offsets, requests, strict=True)]
+            want = alignment_of(fd) if direct else (1, 1)
+            found = tu_pool_buffers(record.address, self._turn, opcode, fd, requests, MAX_RW_COUNT, depth, *want)
+        if isinstance(found, list):
+            return found
+        self._fail(found)
 
 
 def _at(column: array[int]) -> int:

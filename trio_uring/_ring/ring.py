@@ -34,10 +34,10 @@ try:
     lib.tu_add_calls(b"trio_uring._ffi")
     from .._ffi import tu_pairs as tu_pairs
     from .._ffi import tu_pool_add as tu_pool_add
+    from .._ffi import tu_pool_buffers as tu_pool_buffers
     from .._ffi import tu_pool_give as tu_pool_give
     from .._ffi import tu_pool_read as tu_pool_read
     from .._ffi import tu_pool_take as tu_pool_take
-    from .._ffi import tu_pool_transfer as tu_pool_transfer
     from .._ffi import tu_read_cached as tu_read_cached
     from .._ffi import tu_recv as tu_recv
     from .._ffi import tu_send as tu_send
