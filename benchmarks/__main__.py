@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import benchmarks
-from benchmarks import report
+from benchmarks import kept, report
 from benchmarks.contenders import CONTENDERS, contender_named
 from benchmarks.machine import choose_cores, describe, raise_open_files
 from benchmarks.model import Case, Contender, Results, Workload, rotated
@@ -137,7 +137,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--contenders", metavar="NAME[,NAME]", help="else all that run by default")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds (else 5, with --quick 2)")
     parser.add_argument("--quick", action="store_true", help="short windows and few rounds")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="say what changed beyond the spread")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where every figure is written")
+    parser.add_argument("--keep", metavar="NAME", help="keep the figures as benchmarks/results/NAME.json")
     parser.add_argument("--no-strace", action="store_true", help="do not count system calls")
     parser.add_argument("--check", action="store_true", help="exit status 1 unless every target is met")
     parser.add_argument("--list", action="store_true", help="say what there is, and measure nothing")
@@ -145,9 +147,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.rounds is not None and not 1 <= options.rounds <= 100:
         parser.error("--rounds takes 1 to 100")
     try:
+        options.old = json.loads(options.compare.read_text()) if options.compare else None
         options.pairs = chosen_pairs(options.only)
+        if options.quick and options.only is None:
+            options.pairs = [(workload, case) for workload, case in options.pairs if case.quick]
         options.chosen = chosen_contenders(options.contenders)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     return options
 
@@ -215,7 +220,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ninterrupted: what was finished is kept")
     path: Path = options.json or _BUILD / f"{began:%Y%m%d-%H%M%S}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report.document(facts, settings, unavailable, all_results), indent=1) + "\n")
+    document = report.document(facts, settings, unavailable, all_results)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    if options.keep is not None:
+        kept.RESULTS.mkdir(exist_ok=True)
+        (kept.RESULTS / f"{options.keep}.json").write_text(json.dumps(kept.without_raw(document), indent=0) + "\n")
+    if options.old is not None:
+        print("", *report.comparison(options.old, document), sep="\n")
     print(f"\nevery round: {path}")
     complete = len(all_results) == len(pairs)
     states = [report.state(results, target) for results in all_results for target in results.case.targets]

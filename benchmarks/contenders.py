@@ -212,6 +212,22 @@ async def _aiofile_opens(stage: Stage) -> None:
             await file.read()
 
 
+async def _asyncfiles_opens(stage: Stage) -> None:
+    library: Any = importlib.import_module("asyncfiles")
+    paths = itertools.cycle(small_files())
+    for _ in stage.laps():
+        async with library.open(next(paths), "rb") as file:
+            await file.read()
+
+
+def _asyncfiles_probe() -> None:
+    importlib.import_module("asyncfiles")
+
+
+def _asyncfiles(workload: str, stage: Stage) -> None:
+    _uvloop_run(_asyncfiles_opens, stage)
+
+
 def _aiofiles_probe() -> None:
     importlib.import_module("aiofiles")
 
@@ -248,11 +264,12 @@ def _synchronous_lines(workload: str, stage: Stage) -> None:
 
 def _fio(workload: str, stage: Stage) -> None:
     seconds = max(1, round(stage.seconds))  # it counts whole ones
+    depth = stage.tasks if workload == "read_depth" else 32
     cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
     said = subprocess.run(
         [
             *("fio", "--name=read", f"--filename={file_of_blocks()}", "--readonly", "--rw=randread", f"--bs={BLOCK}"),
-            *("--direct=1", "--ioengine=io_uring", "--iodepth=32", "--thread", "--output-format=json"),
+            *("--direct=1", "--ioengine=io_uring", f"--iodepth={depth}", "--thread", "--output-format=json"),
             *("--time_based", f"--runtime={seconds}"),
         ],
         check=True,
@@ -361,6 +378,13 @@ CONTENDERS: tuple[Contender, ...] = (
         jobs=_jobs(read_4k=_in_asyncio(_aiofile_reads), open_files=_in_asyncio(_aiofile_opens)),
     ),
     Contender(
+        name="asyncfiles",
+        title="py-asyncfiles on uvloop",
+        distributions=("py-asyncfiles", "uvloop"),
+        probe=_asyncfiles_probe,
+        jobs=_jobs(open_files=_asyncfiles),
+    ),
+    Contender(
         name="synchronous",
         title="a plain for loop",
         probe=lambda: None,
@@ -368,9 +392,9 @@ CONTENDERS: tuple[Contender, ...] = (
     ),
     Contender(
         name="fio",
-        title="fio, io_uring, depth 32",
+        title="fio, io_uring",
         probe=_fio_probe,
-        jobs=_jobs(read_many_direct=_fio),
+        jobs=_jobs(read_many_direct=_fio, read_depth=_fio),
     ),
     Contender(
         name="c-floor",

@@ -95,7 +95,8 @@ class Case:
     """One way to play a workload: under a load from outside, or with `tasks` tasks that do the requests.
 
     `block` is the size of a request in bytes, where the workload leaves it to the case. `lap` is how many requests one turn
-    of `Stage.laps` stands for: rates and CPU are for each request, p50 and p99 for each lap.
+    of `Stage.laps` stands for: rates and CPU are for each request, p50 and p99 for each lap. `at` is where the case is on the
+    axis of its workload's plot. `quick=False` leaves it out of `--quick`.
     """
 
     label: str = ""
@@ -104,18 +105,25 @@ class Case:
     tasks: int = 1
     block: int = 0
     lap: int = 1
+    at: int | None = None
+    quick: bool = True
     count_calls: bool = True
     targets: tuple[Target, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A workload: what it is called, which job the contenders that are not Trio do for it, and its cases."""
+    """A workload: what it is called, which job the contenders that are not Trio do for it, and its cases.
+
+    `axis` names what differs between the cases, where a plot is made of them, and `plotted` the metric.
+    """
 
     name: str
     title: str
     job: str
     cases: tuple[Case, ...]
+    axis: str = ""
+    plotted: str = "cpu_us"
 
     def full_name(self, case: Case) -> str:
         return f"{self.name}/{case.label}" if case.label else self.name

@@ -179,3 +179,34 @@ def _case_document(results: Results) -> dict[str, Any]:
             for name, rounds in results.rounds.items()
         },
     }
+
+
+def comparison(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What changed between two documents, as lines: a figure whose rounds all lie beyond all of the old ones.
+
+    The reference's own changes are the machine's, so each figure is compared as its ratio to the reference's where there is one.
+    """
+    before = {case["case"]: case["contenders"] for case in old["cases"]}
+    lines = [f"against {old['machine'].get('revision', 'an unknown revision')} of {old['machine']['date']}"]
+    compared = 0
+    for case in new["cases"]:
+        for name, now in case["contenders"].items():
+            then = before.get(case["case"], {}).get(name)
+            if then is None or name == REFERENCE:
+                continue
+            kind = "cpu_us_ratio" if now["cpu_us_ratio"] and then["cpu_us_ratio"] else "cpu_us"
+            this, that = (
+                each["cpu_us_ratio"] if kind == "cpu_us_ratio" else each["figures"].get("cpu_us")
+                for each in (now, then)
+            )
+            if this is None or that is None:
+                continue
+            compared += 1
+            if this["low"] <= that["high"] and that["low"] <= this["high"]:
+                continue
+            what = f"CPU of {REFERENCE}'s" if kind == "cpu_us_ratio" else "CPU µs"
+            was, became = (range_text(Spread(**each), 3) for each in (that, this))
+            change = this["median"] / that["median"] - 1
+            lines.append(f"  {case['case']} {name}: {what} {was} became {became}: {change:+.0%}")
+    changed = len(lines) - 1
+    return [*lines, f"  {compared} compared, {changed} changed beyond the spread"]

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import socket
 import tempfile
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import trio
-
 from benchmarks.model import Case, Load, Stage, Target, Workload
+from benchmarks.workloads.hypercorn_json import serve
 
 SIZES = {"1k": 1024, "16k": 16 * 1024, "64k": 64 * 1024, "256k": 256 * 1024, "1m": 1024 * 1024}
 
@@ -62,8 +59,6 @@ WORKLOAD = Workload(
 
 async def main(stage: Stage) -> None:
     # Not needed by the other workloads, so not loaded with this module.
-    config_module: Any = importlib.import_module("hypercorn.config")
-    hypercorn: Any = importlib.import_module("hypercorn.trio")
     starlette: Any = importlib.import_module("starlette.applications")
     responses: Any = importlib.import_module("starlette.responses")
     routing: Any = importlib.import_module("starlette.routing")
@@ -95,7 +90,7 @@ async def main(stage: Stage) -> None:
             full_path, status = self.lookup_path(path)
             return InPlaceResponse(full_path, stat_result=status)
 
-    with tempfile.TemporaryDirectory() as directory, socket.create_server(("127.0.0.1", 0), backlog=1000) as listener:
+    with tempfile.TemporaryDirectory() as directory:
         for label, size in SIZES.items():
             Path(directory, label).write_bytes(bytes(size))  # noqa: ASYNC240 - nothing is measured yet
         app = starlette.Starlette(
@@ -105,9 +100,4 @@ async def main(stage: Stage) -> None:
                 routing.Route("/no_file", no_file),
             ]
         )
-        config = config_module.Config()
-        config.bind = [f"fd://{listener.fileno()}"]
-        config.errorlog = None
-        async with trio.open_nursery() as nursery:
-            await nursery.start(partial(hypercorn.serve, app, config, mode="asgi"))
-            stage.serving(listener.getsockname()[1])
+        await serve(app, stage)
