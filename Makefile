@@ -9,7 +9,7 @@ ACCEPTANCE ?= ../shared/acceptance
 SOURCES := pyproject.toml $(wildcard ffi/* trio_uring/*.py trio_uring/*/*.py trio_uring/startup/*) README.md
 DEBIAN := gcc:gcc libc6-dev:/usr/include/stdlib.h pkg-config:pkg-config liburing-dev:/usr/include/liburing.h strace:strace python3-venv:@venv python3-dev:@headers
 
-.PHONY: demo test lint docs acceptance cancellation versions suites pythons wheel release faults fuzz sanitizers valgrind soak kernels bench clean packages
+.PHONY: demo test lint docs acceptance cancellation versions suites pythons wheel release faults fuzz sanitizers valgrind soak kernels bench figures clean packages
 
 demo: $(VENV)/installed
 	@$(BIN)/python docs/demo/demo.py
@@ -109,8 +109,14 @@ kernels: $(VENV)/installed
 bench: DEBIAN += fio:fio wrk:wrk
 
 bench: $(VENV)/installed
-	@$(BIN)/pip install -q uvloop aiofiles aiofile
+	@$(BIN)/pip install -q uvloop aiofiles aiofile py-asyncfiles trustme "hypercorn[trio]>=0.17" "starlette>=0.40"
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# The tables of README and docs/, and the plots, out of benchmarks/results/ (`make bench BENCH="--keep NAME"`).
+figures: $(VENV)/installed
+	@$(BIN)/pip install -q matplotlib
+	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks.plots
 
 # What the commands here write is shown where one fails. Last comes the shim, for what runs in the checkout and so imports the
 # package beside it: python -m trio_uring, python -m benchmarks.

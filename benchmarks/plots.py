@@ -1,4 +1,4 @@
-"""The plots: `python -m benchmarks.plots [DIRECTORY]` draws them out of the results that are kept, as PNG and SVG; else docs/plots/.
+"""The plots: `python -m benchmarks.plots [DIRECTORY]` draws them out of the results that are kept, into docs/plots/.
 
 One plot for each workload that has an axis, one line for each contender: the median of the rounds, and as a band their extremes.
 """

@@ -73,6 +73,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(found), f"{page.name}: {target}"
 
 
+def test_readme_is_short_and_has_one_picture() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) < 100
+    assert readme.count("![") == 1, "one picture"
+
+
 def test_every_page_is_in_the_table_of_contents() -> None:
     index = (DOCS / "index.md").read_text()
     for page in DOCS.rglob("*.md"):

@@ -413,7 +413,11 @@ class Seam(NamedTuple):
         """What of the installed version does not fit, in sentences."""
         name = f"{self.modules[0]}.{self.name}"
         try:
-            for misfit in self.check(getattr(*self._holder(self.modules[0]))):
+            holder, last = self._holder(self.modules[0])
+            if last not in vars(holder):  # what a base class has of that name is another thing
+                yield f"{name} is not there"
+                return
+            for misfit in self.check(getattr(holder, last)):
                 yield f"{name} {misfit}"
         except (AttributeError, ImportError) as error:
             yield f"{name} cannot be examined: {error!r}"
@@ -749,6 +753,6 @@ if TYPE_CHECKING:
         strict_exception_groups: bool = True,
     ) -> None:
         """`trio.lowlevel.start_guest_run`."""
-else:
-    run = trio.run
-    start_guest_run = trio.lowlevel.start_guest_run
+else:  # None in a Trio that has no such name, which then does not fit: this module can be imported all the same
+    run = getattr(trio, "run", None)
+    start_guest_run = getattr(trio.lowlevel, "start_guest_run", None)
