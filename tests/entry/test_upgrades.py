@@ -61,7 +61,7 @@ def test_each_name_that_is_used_and_not_there(owner: str, name: str, monkeypatch
     missing = list(seams._not_there())
     assert missing == [f"{owner} has no {name}_of_old"]
     monkeypatch.setattr(seams, "_mismatches", tuple(missing))
-    monkeypatch.setattr(seams, "version", lambda _: NEWER)
+    monkeypatch.setattr(seams, "_version", lambda _: NEWER)
     assert seams.choose("auto").ring is None
     with pytest.raises(trio_uring.UringUnavailableError, match=f"Trio {NEWER} does not fit") as caught:
         seams.choose("uring")
@@ -71,5 +71,5 @@ def test_each_name_that_is_used_and_not_there(owner: str, name: str, monkeypatch
 def test_the_supported_versions_are_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a version is called decides nothing: a newer one that fits is used."""
     real = importlib.metadata.version
-    monkeypatch.setattr(seams, "version", lambda of: NEWER if of == "trio" else real(of))
+    monkeypatch.setattr(seams, "_version", lambda of: NEWER if of == "trio" else real(of))
     assert seams.choose("uring").ring is not None

@@ -70,10 +70,10 @@ def test_the_ring_knows_no_trio(path: Path) -> None:
     assert not names & {"trio", "anyio", "outcome", "sniffio"}
 
 
-def test_every_folder_is_a_layer_and_in_readme() -> None:
+def test_every_folder_is_a_layer_and_in_the_table_of_contributing() -> None:
     folders = {path.parent.name for path in PACKAGE.glob("_*/__init__.py")}
     assert folders == FLOOR.keys()
-    table = re.findall(r"^\| `trio_uring/(_\w+)/`", (ROOT / "README.md").read_text(), re.M)
+    table = re.findall(r"^\| `trio_uring/(_\w+)/`", (ROOT / "docs" / "CONTRIBUTING.md").read_text(), re.M)
     assert len(table) == len(set(table))
     assert set(table) == folders
     floors = [FLOOR[folder] for folder in table]
