@@ -1210,33 +1210,95 @@ int tu_wake(tu_ring *r)
     return rc;
 }
 
-/* Runs deferred work until none is left: it is what drops the references to files of cancelled requests (F18). About
+/* Submits, and runs deferred work until none is left: it is what drops the references to files of cancelled requests (F18). About
  * twenty pieces run per enter (F25). The completion queue may fill up meanwhile, hence the stash. */
 static int run_deferred(tu_ring *r)
 {
     unsigned left = PATIENCE;
-    int rc = flush(r, 0, PATIENCE);
 
-    if (rc < 0)
-        return rc;
-    do {
-        rc = enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1);
+    for (;;) {
+        int rc = enter(r, pending(r), 0, IORING_ENTER_GETEVENTS, -1);
+
+        if (pending(r)) { /* a short or refused submit runs no work (F22, F23) */
+            if ((rc = flush(r, 0, PATIENCE)) < 0)
+                return rc;
+            continue;
+        }
         if (rc < 0 && (!transient(rc) || left-- == 0))
             return rc;
         if ((kernel_flags(r) & IORING_SQ_CQ_OVERFLOW) && stash(r) == 0 && rc >= 0)
-            break;
-    } while (rc < 0 || kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
+            return 0;
+        if (rc >= 0 && !(kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)))
+            return 0;
+    }
+}
+
+/* Whether an entry's last completion has been posted: it waits to be handed out, or has been. */
+static int has_ended(const tu_ring *r, uint64_t user_data)
+{
+    const struct io_uring_cq *cq = &r->ring.cq;
+    unsigned at, mask = *cq->kring_mask, tail = load(cq->ktail);
+
+    if (!find_tracked(r, user_data, &at))
+        return 1;
+    for (unsigned i = 0; i < r->stash_len; i++)
+        if ((uint64_t)r->stash[i].user_data == user_data && !(r->stash[i].flags & IORING_CQE_F_MORE))
+            return 1;
+    for (unsigned head = *cq->khead; head != tail; head++)
+        if (cq->cqes[head & mask].user_data == user_data && !(cq->cqes[head & mask].flags & IORING_CQE_F_MORE))
+            return 1;
     return 0;
 }
 
-int tu_cancel_fd(tu_ring *r, int fd)
+/* Whether a cancel has failed since the completion queue ended at `tail` and `noted` was what had been noted. It has not
+ * necessarily missed: its target may have ended before. */
+static int cancel_failed(const tu_ring *r, unsigned tail, unsigned noted)
 {
-    int rc;
+    const struct io_uring_cq *cq = &r->ring.cq;
+    unsigned end = load(cq->ktail), mask = *cq->kring_mask;
 
+    if (r->noted != noted) /* some were put aside */
+        return 1;
+    for (; tail != end; tail++)
+        if (cq->cqes[tail & mask].user_data & CANCEL_DATA)
+            return 1;
+    return 0;
+}
+
+static int walk_fd(tu_ring *r, int fd)
+{
+    int rc = queue_cancel(r, fd, IORING_ASYNC_CANCEL_FD | IORING_ASYNC_CANCEL_ALL);
+
+    return rc < 0 ? rc : run_deferred(r);
+}
+
+/* By name the kernel finds an entry in a hash table; by descriptor it walks through all that wait (F45). So it does that only where
+ * the entries are not known, or one of them has not been found where it should be (`misses`). */
+int tu_cancel_fd(tu_ring *r, int fd, const uint64_t *entries, unsigned count)
+{
+    unsigned tail, noted = r->noted;
+    int rc = 0;
+
+    if (r->state != OPEN)
+        return refuse(r);
+    if (!tu_is_owner(r))
+        return -EEXIST;
     batch_cancel_fd(r, fd);
-    rc = queue_cancel(r, fd, IORING_ASYNC_CANCEL_FD | IORING_ASYNC_CANCEL_ALL);
-    if (rc == 0)
-        rc = run_deferred(r);
+    if (count) {
+        tail = load(r->ring.cq.ktail);
+        for (unsigned i = 0; i < count && rc == 0; i++)
+            rc = tu_cancel(r, entries[i]);
+        if (rc == 0)
+            rc = run_deferred(r);
+        if (rc == 0 && (r->owed_len || cancel_failed(r, tail, noted)))
+            for (unsigned i = 0; i < count; i++)
+                if (!has_ended(r, entries[i])) {
+                    rc = walk_fd(r, fd);
+                    break;
+                }
+    } else {
+        rc = walk_fd(r, fd);
+    }
     /* Whoever sleeps elsewhere may not have been told of what has ended here, in this thread's own call (seen on 6.1). */
     if (r->away)
         tu_wake(r);

@@ -70,8 +70,9 @@ int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max);
 int tu_wake(tu_ring *r);
 void tu_spin(tu_ring *r, int64_t ns); /* how long tu_wait() may look for completions before it sleeps; at first 0 */
 
-/* Ends every request on fd, queued ones included, and lets the kernel drop its references to the file. */
-int tu_cancel_fd(tu_ring *r, int fd);
+/* Ends requests on fd, queued ones included, and lets the kernel drop its references to the file: those of the user_data in
+ * `entries`, or where there are none, every one on the file. */
+int tu_cancel_fd(tu_ring *r, int fd, const uint64_t *entries, unsigned count);
 int tu_cancel_all(tu_ring *r);
 int tu_cancel_sync(tu_ring *r, uint64_t user_data, int fd, unsigned flags, int64_t timeout_ns);
 int tu_idle(tu_ring *r); /* nothing of the owner's nor of the shim's own is in flight */

@@ -36,7 +36,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
@@ -634,8 +634,16 @@ class SimulatedRing(Ring):
             return
         self._queue(_Entry(OP_ASYNC_CANCEL, _IGNORED_DATA, addr=user_data, flags=_IOSQE_CQE_SKIP_SUCCESS))
 
-    def cancel_fd(self, fd: int) -> None:
-        self._cancel_now(fd, CANCEL_FD | CANCEL_ALL)
+    def cancel_fd(self, fd: int, entries: Sequence[int] = ()) -> None:
+        if not entries:
+            return self._cancel_now(fd, CANCEL_FD | CANCEL_ALL)
+        for user_data in entries:
+            self._queue(
+                _Entry(
+                    OP_ASYNC_CANCEL, _IGNORED_DATA, addr=user_data, op_flags=CANCEL_ALL, flags=_IOSQE_CQE_SKIP_SUCCESS
+                )
+            )
+        self._enter(get_events=True)
 
     def cancel_sync(self, *, user_data: int = 0, fd: int = -1, flags: int = 0, timeout: float | None = None) -> int:
         self.submit()

@@ -445,7 +445,7 @@ def test_f18_many_cancelled_waits_end_in_one_close(ring: Backend) -> None:
                 """After all tasks of a tick, before its entries are handed to the kernel."""
 
                 def before_io_wait(self, timeout: float) -> None:
-                    if manager().cancelling.get(fd) == count:
+                    if len(manager().cancelling.get(fd, ())) == count:
                         trio.lowlevel.notify_closing(fd)
                         a.close()
                         told.append(b.recv(1))

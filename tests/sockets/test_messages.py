@@ -305,7 +305,7 @@ def test_a_datagram_larger_than_the_buffer_is_cut(backend: Backend, direct: list
     run(backend, main)
 
 
-def test_large_datagrams_and_buffers(backend: Backend, direct: list[int]) -> None:
+def test_large_datagrams_and_buffers(backend: Backend) -> None:
     async def main() -> None:
         largest = os.urandom(65507)
         with pair("udp4") as (a, b):
@@ -730,7 +730,7 @@ RECEIVES: dict[str, Callable[[SocketType], Any]] = {
 
 
 @pytest.mark.parametrize("what", RECEIVES)
-def test_a_datagram_after_a_cancel_is_still_there(backend: Backend, direct: list[int], what: str) -> None:
+def test_a_datagram_after_a_cancel_is_still_there(backend: Backend, what: str) -> None:
     async def main() -> None:
         with pair("udp4") as (a, b):
             for _ in range(3):
@@ -886,7 +886,7 @@ def test_buffers_from_a_generator_are_taken_once(ring: Backend, direct: list[int
 
 
 @pytest.mark.parametrize("what", ["recvfrom", "recvmsg"])
-def test_without_provided_buffers(ring: Backend, direct: list[int], what: str) -> None:
+def test_without_provided_buffers(ring: Backend, what: str) -> None:
     def refuse(*sizes: int) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
@@ -929,7 +929,7 @@ def test_descriptors_of_an_abandoned_receive_are_closed(ring: Backend) -> None:
         with pair() as (a, b), plain(b) as raw:
             before = descriptors()
             await a.sendmsg([b"x"], rights(0, 1))
-            operation = _messages._begin_receive(False, b._sock, 10, 4 * ONE_FD)  # type: ignore[attr-defined]
+            operation = _messages._begin_receive(b._sock, 10, 4 * ONE_FD)  # type: ignore[attr-defined]
             assert operation is not None
             operation.unwind()  # its cancel is behind the entry, and the message is there: it comes too late
             await blocked()
@@ -945,7 +945,7 @@ def test_descriptors_are_closed_where_the_task_is_torn_down_after_the_completion
         with pair() as (a, b):
             before = descriptors()
             await a.sendmsg([b"x"], rights(0, 1))
-            operation = _messages._begin_receive(False, b._sock, 10, 4 * ONE_FD)  # type: ignore[attr-defined]
+            operation = _messages._begin_receive(b._sock, 10, 4 * ONE_FD)  # type: ignore[attr-defined]
             assert operation is not None
             await operation.trap
             assert len(descriptors()) == len(before) + 2

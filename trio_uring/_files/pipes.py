@@ -10,14 +10,13 @@ descriptor that is busy, arguments that are an error or are nothing. And a run i
 the manager's `wait_readable` or `wait_writable`, as Trio's own tests of FdStream do: they want the waiting to go
 through it. `wait_send_all_might_not_block` is a poll and stays Trio's.
 
-FdStream makes its descriptor non-blocking. A ring read or write of a pipe, a terminal, an eventfd waits nevertheless (F20),
+FdStream makes its descriptor non-blocking. A ring write of a pipe, a terminal, an eventfd waits nevertheless (F20),
 since the kernel polls by itself and tries again; where it gives up and answers EAGAIN, `Operation.failed` takes the poll.
 The offset -1 stands for the file's own position, which streams have not and odd files, such as a regular one, have.
 
-A receive has memory of its own, and no provided buffer: kernels before 6.17 name a buffer in completions of IORING_OP_READ
-that took none (F36), and giving it back twice would hand it to two receives. The memory comes from malloc(3)
-new_uninitialized. Nothing touches its pages before there is data, so an idle pipe costs address space (docs/differences.md has
-the figure).
+A receive reads, waits in a poll and reads again, so that nothing that waits owns memory (F46). An IORING_OP_READ would have
+to have its memory from the beginning, since a provided buffer is no way out: kernels before 6.17 name one in completions
+of that operation that took none (F36), and giving it back twice would hand it to two receives.
 
 Child processes
 ===============
@@ -30,16 +29,19 @@ its cancel has results of its own (F15). For 200 children killed at once both to
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 from typing import Any, Final, NoReturn
 
 import trio
+from trio._socket import _try_sync
 from trio._unix_pipes import DEFAULT_RECEIVE_SIZE
 
-from .._loop.calls import CURRENT_POSITION, MAX_RW_COUNT, AsyncMethod, new_uninitialized, replaces, ring_manager
+from .._loop.calls import CURRENT_POSITION, MAX_RW_COUNT, AsyncMethod, replaces, ring_manager
 from .._loop.manager import UringIOManager
 from .._loop.operation import Operation
-from .._ring.ring import OP_READ, OP_WRITE, ffi
+from .._ring.ring import OP_WRITE, ffi
 
 WAIT_READABLE: Final = UringIOManager.wait_readable
 WAIT_WRITABLE: Final = UringIOManager.wait_writable
@@ -75,17 +77,18 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
             or UringIOManager.wait_readable is not WAIT_READABLE
         ):
             return await original(self, max_bytes)  # type: ignore[no-any-return]
-        memory = new_uninitialized("char[]", most)
         detector._held = True
         try:
-            received = await Operation(manager, fd, memory, manager.readers).perform(
-                OP_READ, memory, most, CURRENT_POSITION
-            )
+            async with _try_sync():
+                return os.read(fd, most)
+            while True:
+                await manager.wait_ready(fd, manager.readers)
+                with contextlib.suppress(BlockingIOError):  # somebody else has read it
+                    return os.read(self._fd_holder.fd, most)
         except OSError as error:
             _translated(error)
         finally:
             detector._held = False
-        return ffi.unpack(memory, received)  # type: ignore[no-any-return]
 
     return receive_some
 

@@ -22,7 +22,8 @@ Closing a descriptor
 ====================
 close(2) ends no request: the ring's requests hold the file, so the peer would see no end of file, and one still queued
 would run on whatever file gets the number next. `notify_closing` therefore ends them in the kernel before it returns,
-if there are any: waiting ones, and cancelled ones that the kernel has not ended yet.
+if there are any: waiting ones, and cancelled ones that the kernel has not ended yet. The books know each by its name. Those
+of another descriptor of the same open file are not asked: they go on.
 """
 
 from __future__ import annotations
@@ -141,12 +142,12 @@ class UringIOManager:
         # fd -> the Poll or Operation that a task is waiting in.
         self.readers: dict[int, Any] = {}
         self.writers: dict[int, Any] = {}
-        # fd -> number of entries on it that are cancelled or abandoned and that the kernel has not ended yet.
-        self.cancelling: dict[int, int] = {}
+        # fd -> entries on it that are cancelled or abandoned, and that the kernel has not ended yet.
+        self.cancelling: dict[int, set[Any]] = {}
         # fd -> operations in flight of which a descriptor may have many at once (positional reads): a close ends them too.
-        self.concurrent: dict[int, set[Operation]] = {}
+        self.concurrent: dict[int, set[Any]] = {}
         # fd -> operations that were interrupted and whose tasks have not queued them again yet.
-        self.requeueing: dict[int, set[Operation]] = {}
+        self.requeueing: dict[int, set[Any]] = {}
         self.buffers: BufferRing | None = None
         # Operations ready for use again.
         self.receives: list[Any] = []
@@ -179,20 +180,8 @@ class UringIOManager:
             except OSError as error:
                 _log.debug("no provided buffers, each receive takes memory of its own: %s", error)
 
-    def begin_cancelling(self, fd: int) -> None:
-        """An entry has left `readers` or `writers` before its completion."""
-        self.cancelling[fd] = self.cancelling.get(fd, 0) + 1
-
-    def end_cancelling(self, fd: int) -> None:
-        """The completion of such an entry has been reaped."""
-        remaining = self.cancelling[fd] - 1
-        if remaining:
-            self.cancelling[fd] = remaining
-        else:
-            del self.cancelling[fd]
-
-    def forget(self, operation: Operation, where: dict[int, set[Operation]]) -> None:
-        """Take an operation out of `concurrent` or `requeueing`, if it is there."""
+    def forget(self, operation: Any, where: dict[int, set[Any]]) -> None:
+        """Take an operation out of `cancelling`, `concurrent` or `requeueing`, if it is there."""
         same_fd = where.get(operation.fd)
         if same_fd is not None:
             same_fd.discard(operation)
@@ -312,10 +301,9 @@ class UringIOManager:
         if waiting or fd in self.cancelling:
             # In a forked child the ring has gone and there is nothing to cancel; the waiters' tasks are the parent's.
             if not self.ring.closed:
-                # By name as well: Trio allows to close first and notify then, and a closed number names no file.
-                for operation in waiting:
-                    self.ring.cancel(operation.user_data)
-                self.ring.cancel_fd(fd)
+                # By name, which takes the same time however many wait elsewhere (F45). And Trio allows to close first and to
+                # notify then, when the number names no file.
+                self.ring.cancel_fd(fd, [each.user_data for each in (*waiting, *self.cancelling.get(fd, ()))])
             for operation in waiting:
                 operation.close()
         for operation in tuple(self.requeueing.get(fd, ())):

@@ -100,8 +100,9 @@ class Manager(Protocol):
     operations: dict[int, Any]
     readers: dict[int, Any]
     writers: dict[int, Any]
-    concurrent: dict[int, set[Operation]]
-    requeueing: dict[int, set[Operation]]
+    cancelling: dict[int, set[Any]]
+    concurrent: dict[int, set[Any]]
+    requeueing: dict[int, set[Any]]
     buffers: BufferRing | None
     receives: list[Any]
     sends: list[Any]
@@ -109,14 +110,8 @@ class Manager(Protocol):
     def next_user_data(self) -> int:
         """A number that no entry has had."""
 
-    def begin_cancelling(self, fd: int) -> None:
-        """An entry has left `readers` or `writers` before its completion."""
-
-    def end_cancelling(self, fd: int) -> None:
-        """The completion of such an entry has been reaped."""
-
-    def forget(self, operation: Operation, where: dict[int, set[Operation]]) -> None:
-        """Take an operation out of `concurrent` or `requeueing`."""
+    def forget(self, operation: Any, where: dict[int, set[Any]]) -> None:
+        """Take an operation out of `cancelling`, `concurrent` or `requeueing`."""
 
     async def wait_ready(self, fd: int, waiters: dict[int, Any]) -> None:
         """Poll a descriptor."""
@@ -183,7 +178,7 @@ class Poll:
     def _abandon(self) -> None:
         del self.waiters[self.fd]
         self.task = None
-        self.manager.begin_cancelling(self.fd)
+        self.manager.cancelling.setdefault(self.fd, set()).add(self)
 
     def _end(self) -> None:
         """Nobody waits any more; the kernel may, if it has the entry."""
@@ -202,7 +197,7 @@ class Poll:
         task = self.task
         if task is None:
             if not more:
-                self.manager.end_cancelling(self.fd)
+                self.manager.forget(self, self.manager.cancelling)
             return None
         ended: outcome.Outcome[object] = outcome.Value(None)
         try:
@@ -409,9 +404,8 @@ class Operation:
             self.manager.forget(self, self.manager.requeueing)
             raise self.error(result)
         try:
-            if result in (-errno.EAGAIN, -errno.ENOBUFS) and self.waiters is not None and self.raise_cancel is None:
-                # A non-blocking descriptor that the kernel handed to a worker (F20). Or no provided buffer was free, which
-                # the kernel asks for before it looks for data: whoever waits does so without memory of its own.
+            if result == -errno.EAGAIN and self.waiters is not None and self.raise_cancel is None:
+                # A non-blocking descriptor that the kernel handed to a worker (F20).
                 await self.manager.wait_ready(self.fd, self.waiters)
         finally:
             self.manager.forget(self, self.manager.requeueing)
@@ -440,7 +434,7 @@ class Operation:
         if self.waiters is not None and not self.cancelling and self.task is not None:
             self.cancelling = True
             del self.waiters[self.fd]
-            self.manager.begin_cancelling(self.fd)
+            self.manager.cancelling.setdefault(self.fd, set()).add(self)
 
     def close(self) -> None:
         """The descriptor is being closed and the ring's requests on it have been cancelled."""
@@ -458,7 +452,7 @@ class Operation:
         del self.manager.operations[self.user_data]
         if self.cancelling:
             self.cancelling = False
-            self.manager.end_cancelling(self.fd)
+            self.manager.forget(self, self.manager.cancelling)
         elif self.waiters is not None:
             del self.waiters[self.fd]
         elif self.fd >= 0:
@@ -514,6 +508,10 @@ class SocketTransfer(Operation):
         self.size = 0
         self.user_data = manager.next_user_data()
         manager.operations[self.user_data] = self
+
+    def _without_effect(self, result: int) -> bool:
+        # No provided buffer was free, which the kernel asks for before it looks for data.
+        return (result == -errno.ENOBUFS and self.waiters is self.manager.readers) or super()._without_effect(result)
 
     def complete(self, result: int, flags: int) -> Task | None:
         """The completion has been reaped. `UringIOManager.process_events` has the frequent case, data and nobody cancelled."""

@@ -22,7 +22,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from .availability import unavailable
@@ -331,14 +331,19 @@ class Ring:
         if rc:
             self._fail(rc)
 
-    def cancel_fd(self, fd: int) -> None:
-        """Cancel every request on a descriptor now, queued ones included, and make the kernel let go of the file.
+    def cancel_fd(self, fd: int, entries: Sequence[int] = ()) -> None:
+        """Cancel requests on a descriptor now, queued ones included, and make the kernel let go of the file.
 
         For use before close(2), which ends no request: the cancelled requests hold the file until their deferred work
-        has run, so this submits, cancels (IORING_ASYNC_CANCEL_FD | ALL) and enters with GETEVENTS until none is left.
-        The completions are handed out by the next `wait`.
+        has run, so this submits, cancels and enters with GETEVENTS until none is left. The completions are handed out by the
+        next `wait`.
+
+        Args:
+          entries: the user_data of the requests to cancel, for who knows them all. Without, it is every request on the open
+              file, those on its duplicates too (IORING_ASYNC_CANCEL_FD | ALL), and the kernel looks at all that wait in
+              the ring, whatever they wait for.
         """
-        rc = lib.tu_cancel_fd(self._r, fd)
+        rc = lib.tu_cancel_fd(self._r, fd, entries, len(entries))
         if rc:
             self._fail(rc)
 

@@ -11,8 +11,8 @@ A message takes one block of memory, its operation's own until the completion: t
 
 Data goes straight between the kernel and the caller's buffers, pinned through the buffer protocol until the
 completion. Where bytes are to be made of it, it goes through a provided buffer, so that a task waiting for a
-datagram holds no memory for it. The operations of recvfrom and sendto, and of recvmsg without control
-messages, are used again, with their blocks.
+datagram holds no memory for it (F46); more than fits there, or much room for control messages, is Trio's own
+method's. The operations of recvfrom and sendto, and of recvmsg without control messages, are used again, with their blocks.
 
 Descriptors that come with a message (SCM_RIGHTS) are this process's own from the moment that the kernel
 writes the control messages, so an operation whose message nobody takes closes them (F9). They are
@@ -56,7 +56,10 @@ _NAME_AT: Final = _HEADER.size
 _CONTROL_AT: Final = _NAME_AT + sockaddr.SIZE
 
 _MOST_IOVECS: Final = 1024  # UIO_MAXIOV
-_MAX_CONTROL: Final = 65536  # bytes; more than the kernel takes or fills in practice
+_MAX_CONTROL: Final = 65536  # bytes; more than the kernel takes in practice
+_MAX_CONTROL_WAITING: Final = (
+    4096  # bytes that a receive may own while it waits; more than the kernel fills in practice
+)
 _INTS: Final = range(-(1 << 31), 1 << 31)
 
 AncillaryData = list[tuple[int, int, bytes]]
@@ -182,25 +185,22 @@ class Received(Message):
     """IORING_OP_RECVMSG.
 
     Attributes:
-      own: memory for the data, where it is the operation's own; a provided buffer or the caller's where None.
-      pooled: whether it asks for a provided buffer; `provided` is the memory of all of these.
+      pooled: whether it asks for a provided buffer, and not for the caller's memory; `provided` is the memory of all of these.
       most: the size of the data that the block is filled in for, where it is for a provided buffer.
       data: what came, as bytes, unless it went to the caller's memory.
     """
 
-    __slots__ = ("data", "most", "own", "pooled", "provided")
+    __slots__ = ("data", "most", "pooled", "provided")
 
     def __init__(
         self,
         manager: UringIOManager,
         control: int,
         buffers: int,
-        own: Any = None,
         pooled: bool = False,
         free: list[Any] | None = None,
     ) -> None:
         super().__init__(manager, manager.readers, control, buffers, free)
-        self.own = own
         self.pooled = pooled
         # Made here, before the first entry that asks for one; without them the kernel answers ENOBUFS.
         if pooled:
@@ -214,13 +214,10 @@ class Received(Message):
         if flags & CQE_F_BUFFER:
             start = (flags >> CQE_BUFFER_SHIFT) * BUFFER_SIZE
             self.data = self.provided[start : start + max(result, 0)]
-        elif result >= 0:
-            self.data = b"" if self.own is None else ffi.unpack(self.own, result)
-        self.own = None
         return super().complete(result, flags)
 
     def _without_effect(self, result: int) -> bool:
-        # No provided buffer was free: it is queued again, with memory of its own.
+        # No provided buffer was free, which the kernel asks for before it looks for data.
         return (result == -errno.ENOBUFS and self.pooled) or super()._without_effect(result)
 
     def recycle(self) -> None:
@@ -290,14 +287,13 @@ def _manager_for(sock: stdlib_socket.socket, sending: bool) -> UringIOManager | 
     return None if fd < 0 or fd in (manager.writers if sending else manager.readers) else manager
 
 
-async def _performed(begin: Callable[[bool], MessageT | None], again: bool = False) -> MessageT | None:
-    """Have `begin` queue an operation, again after an interruption, until one succeeds; None where it queues none, or the ring
-    may not do it.
+async def _performed(begin: Callable[[], MessageT | None]) -> MessageT | None:
+    """Have `begin` queue an operation, again after an interruption, until one succeeds; None where Trio's own method is to go on.
 
     `begin` is a plain function: only from those does CPython (3.11) return without a look at signals, whose handler might raise
     with the operation in nobody's hands.
     """
-    while (operation := begin(again)) is not None:
+    while (operation := begin()) is not None:
         try:
             await operation.trap
         except BaseException:
@@ -305,27 +301,30 @@ async def _performed(begin: Callable[[bool], MessageT | None], again: bool = Fal
             raise
         if operation.result >= 0:
             return operation
-        if operation.refused():
-            return None
-        await operation.failed()
-        again = True
+        if await _left_to_trio(operation):
+            break
     return None
+
+
+async def _left_to_trio(operation: Message) -> bool:
+    """After a negative result: raise what it means, or answer whether Trio's own method goes on, and no other operation."""
+    result = operation.result
+    if result == -errno.EPIPE and operation.waiters is operation.manager.writers and operation.raise_cancel is None:
+        return True  # it may have to raise SIGPIPE
+    if operation.refused():
+        return True
+    await operation.failed()
+    return result == -errno.ENOBUFS  # no provided buffer was free
 
 
 # Nothing below keeps a pinned buffer in a variable of a coroutine: a traceback would keep it pinned. The
 # operation alone holds it, in `keep`, until its completion.
 
 
-def _begin_receive(again: bool, sock: stdlib_socket.socket, most: int, control: int) -> Received | None:
+def _begin_receive(sock: stdlib_socket.socket, most: int, control: int) -> Received | None:
     """Receive a message with at most `most` bytes of data and `control` bytes of control messages."""
-    if most.__class__ is not int or not 0 < most <= MAX_RW_COUNT or (manager := _manager_for(sock, False)) is None:
+    if most.__class__ is not int or not 0 < most <= BUFFER_SIZE or (manager := _manager_for(sock, False)) is None:
         return None
-    if again or most > BUFFER_SIZE:
-        own = new_uninitialized("char[]", most)
-        operation = Received(manager, control, 1, own)
-        operation.describe(sockaddr.SIZE, ((address_of(own), most),))
-        operation.queue(OP_RECVMSG, sock.fileno())
-        return operation
     if control:
         operation = Received(manager, control, 1, pooled=True)
     else:
@@ -341,7 +340,7 @@ def _begin_receive(again: bool, sock: stdlib_socket.socket, most: int, control: 
 
 
 def _begin_receive_into(
-    _again: bool, sock: stdlib_socket.socket, buffers: list[Any] | tuple[Any, ...], nbytes: int, control: int
+    sock: stdlib_socket.socket, buffers: list[Any] | tuple[Any, ...], nbytes: int, control: int
 ) -> Received | None:
     """Receive a message into the caller's buffers; into the first only `nbytes` bytes, unless that is 0."""
     if not 0 < len(buffers) <= _MOST_IOVECS or (manager := _manager_for(sock, False)) is None:
@@ -365,7 +364,6 @@ def _begin_receive_into(
 
 
 def _begin_send(
-    _again: bool,
     sock: stdlib_socket.socket,
     buffers: list[Any] | tuple[Any, ...],
     control: bytes,
@@ -392,7 +390,7 @@ def _begin_send(
     return operation
 
 
-def _begin_send_one(_again: bool, sock: stdlib_socket.socket, data: Any, address: Any, name: bytes) -> Message | None:
+def _begin_send_one(sock: stdlib_socket.socket, data: Any, address: Any, name: bytes) -> Message | None:
     """The same for one buffer and a name, and no control messages."""
     manager = _manager_for(sock, True)
     if manager is None:
@@ -490,7 +488,7 @@ def recvfrom(original: AsyncMethod) -> AsyncMethod:
     @replaces(original)
     async def recvfrom(self: _SocketType, *args: Any, **kwargs: Any) -> tuple[bytes, Any]:
         if not kwargs and (len(args) == 1 or (len(args) == 2 and _plain(args[1]))):
-            operation = _begin_receive(False, self._sock, args[0], 0)
+            operation = _begin_receive(self._sock, args[0], 0)
             if operation is not None:
                 # _performed, flattened.
                 try:
@@ -499,11 +497,10 @@ def recvfrom(original: AsyncMethod) -> AsyncMethod:
                     operation.unwind()
                     raise
                 if operation.result < 0:
-                    if operation.refused():
-                        return await original(self, *args)  # type: ignore[no-any-return]
-                    await operation.failed()
-                    operation = await _performed(
-                        lambda again: _begin_receive(again, self._sock, args[0], 0), again=True
+                    operation = (
+                        None
+                        if await _left_to_trio(operation)
+                        else await _performed(lambda: _begin_receive(self._sock, args[0], 0))
                     )
             if operation is not None:
                 received = operation.data, operation.address()
@@ -528,7 +525,7 @@ def recvfrom_into(original: AsyncMethod) -> AsyncMethod:
             wanted = None
         if wanted is not None:
             buffer, nbytes = wanted
-            operation = await _performed(lambda again: _begin_receive_into(again, self._sock, (buffer,), nbytes, 0))
+            operation = await _performed(lambda: _begin_receive_into(self._sock, (buffer,), nbytes, 0))
             if operation is not None:
                 return operation.result, operation.address()
         return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
@@ -538,7 +535,7 @@ def recvfrom_into(original: AsyncMethod) -> AsyncMethod:
 
 def _wants_control(size: Any = 0, flags: Any = 0, *extra: Any) -> int | None:
     """The room for control messages that recvmsg(…, size, flags) asks for; None where CPython is to decide."""
-    if size.__class__ is int and 0 <= size <= _MAX_CONTROL and _plain(flags) and not extra:
+    if size.__class__ is int and 0 <= size <= _MAX_CONTROL_WAITING and _plain(flags) and not extra:
         return size
     return None
 
@@ -549,7 +546,7 @@ def recvmsg(original: AsyncMethod) -> AsyncMethod:
     @replaces(original)
     async def recvmsg(self: _SocketType, *args: Any, **kwargs: Any) -> tuple[bytes, AncillaryData, int, Any]:
         if args and not kwargs and (control := _wants_control(*args[1:])) is not None:
-            operation = await _performed(lambda again: _begin_receive(again, self._sock, args[0], control))
+            operation = await _performed(lambda: _begin_receive(self._sock, args[0], control))
             if operation is not None:
                 received = operation.data, *operation.message()
                 operation.recycle()
@@ -569,7 +566,7 @@ def recvmsg_into(original: AsyncMethod) -> AsyncMethod:
                 return await original(self, *args)  # type: ignore[no-any-return]
             buffers = await _listed(args[0])
             if buffers is not None:
-                operation = await _performed(lambda again: _begin_receive_into(again, self._sock, buffers, 0, control))
+                operation = await _performed(lambda: _begin_receive_into(self._sock, buffers, 0, control))
                 if operation is not None:
                     return operation.result, *operation.message()
                 args = (buffers, *args[1:])
@@ -589,7 +586,7 @@ def sendto(original: AsyncMethod) -> AsyncMethod:
             if name is None:
                 address, name = await _resolved(self, address)
             if name is not None:
-                operation = _begin_send_one(False, self._sock, args[0], address, name)
+                operation = _begin_send_one(self._sock, args[0], address, name)
                 if operation is not None:
                     # _performed, flattened.
                     try:
@@ -598,11 +595,10 @@ def sendto(original: AsyncMethod) -> AsyncMethod:
                         operation.unwind()
                         raise
                     if operation.result < 0:
-                        if operation.refused():
-                            return await original(self, *args)  # type: ignore[no-any-return]
-                        await operation.failed()
-                        operation = await _performed(
-                            lambda again: _begin_send_one(again, self._sock, args[0], address, name)
+                        operation = (
+                            None
+                            if await _left_to_trio(operation)
+                            else await _performed(lambda: _begin_send_one(self._sock, args[0], address, name))
                         )
                 if operation is not None:
                     operation.recycle()
@@ -626,9 +622,7 @@ def sendmsg(original: AsyncMethod) -> AsyncMethod:
         if buffers is not None and ancillary is not None:
             control = _control_messages(ancillary)
             if name is not None and control is not None and _plain(given[2]):
-                operation = await _performed(
-                    lambda again: _begin_send(again, self._sock, buffers, control, address, name)
-                )
+                operation = await _performed(lambda: _begin_send(self._sock, buffers, control, address, name))
                 if operation is not None:
                     return operation.result
             args = (buffers, ancillary, *given[2:])

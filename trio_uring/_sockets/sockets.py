@@ -13,10 +13,18 @@ touched; then the descriptor must be free in that direction, or Trio's own metho
 it would block; then the entry is queued, and its completion decides. Every call
 is a schedule point, also when the entry completes as soon as it is submitted.
 
-Receiving takes a provided buffer where one is large enough: the kernel picks it when the data is there, so a task that
-waits owns no memory. It is copied out as the completion is processed and the kernel's again before the task runs. Receiving
-into the caller's buffer, and sending, pin the caller's memory through the buffer protocol until the completion: whoever
-resizes a bytearray meanwhile gets BufferError.
+Nothing that waits owns memory for it (F46). Receiving takes a provided buffer where one is large enough: the kernel picks it
+when the data is there. It is copied out as the completion is processed and the kernel's again before the task runs. A larger
+receive is Trio's own: it waits in a poll. Receiving into the caller's buffer, and sending, pin the caller's memory
+through the buffer protocol until the completion: whoever resizes a bytearray meanwhile gets BufferError.
+
+The kernel takes the provided buffer before it asks the socket. Where none is free the answer is ENOBUFS, at the end of a stream
+and after a reset too (F47), and Trio's own method asks the socket. But ENOBUFS is also what a socket may say of its
+own accord, a netlink socket that has lost messages for one, and it says it once (F43). So only the families get
+provided buffers whose receives have no ENOBUFS of their own to tell: `FAMILIES`.
+
+A send that is answered with EPIPE had no effect, and the kernel has raised no SIGPIPE, because io_uring asks for none. The
+system call is then made in place, and the process gets the signal that it would have got on epoll.
 """
 
 from __future__ import annotations
@@ -34,13 +42,12 @@ import trio
 from trio._highlevel_socket import _translate_socket_errors_to_stream_errors
 from trio._socket import _SocketType, _try_sync
 
-from .._loop.calls import MAX_RW_COUNT, AsyncMethod, address_of, new_uninitialized, replaces, ring_manager
+from .._loop.calls import MAX_RW_COUNT, AsyncMethod, address_of, replaces, ring_manager
 from .._loop.manager import BUFFER_SIZE
-from .._loop.operation import GLOBAL_RUN_CONTEXT, INTERRUPTED, Manager, NewDescriptor, Operation, SocketTransfer
+from .._loop.operation import GLOBAL_RUN_CONTEXT, INTERRUPTED, NewDescriptor, Operation, SocketTransfer
 from .._ring.ring import OP_ACCEPT, OP_CONNECT, OP_RECV, ffi, lib, tu_recv, tu_send
 from . import sockaddr
 
-MSG_WAITALL: Final = int(stdlib_socket.MSG_WAITALL)
 tu_try_submit = lib.tu_try_submit
 
 # ------------------------------------------------------------------ operations
@@ -60,6 +67,8 @@ class Accept(NewDescriptor):
 
     __slots__ = ()
 
+
+FAMILIES: Final = frozenset((stdlib_socket.AF_INET, stdlib_socket.AF_INET6, stdlib_socket.AF_UNIX))
 
 family_of: Final[Callable[[stdlib_socket.socket], int]] = _socket.socket.family.__get__
 type_of: Final[Callable[[stdlib_socket.socket], int]] = _socket.socket.type.__get__
@@ -97,7 +106,7 @@ def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = Fals
     except (AttributeError, TypeError):
         return None
     fd = sock.fileno()
-    if fd < 0 or fd in readers:
+    if fd < 0 or fd in readers or family_of(sock) not in FAMILIES:
         return None
     try:
         receive: SocketTransfer = manager.receives.pop()
@@ -116,29 +125,6 @@ def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = Fals
         receive.unwind()
         manager.ring._fail(rc)
     return receive
-
-
-async def _received_nothing(receive: SocketTransfer, sock: stdlib_socket.socket, most: int) -> bytes:
-    """After a completion without data: the end, an error, or another attempt with a buffer of its own."""
-    if receive.result == 0:
-        return b""
-    if receive.refused():
-        pass  # perhaps only with a provided buffer
-    elif receive.result != -errno.ENOBUFS:
-        await receive.failed()
-    elif receive.raise_cancel is not None:
-        receive.raise_cancel()
-    elif sock.fileno() >= 0:
-        # The kernel asks for a buffer before it looks for data: whoever waits does so without memory of its own.
-        await receive.manager.wait_ready(sock.fileno(), receive.manager.readers)
-    return await _receive_unpooled(receive.manager, sock, most)
-
-
-async def _receive_unpooled(manager: Manager, sock: stdlib_socket.socket, most: int) -> bytes:
-    """Receive into a buffer of the operation's own: larger than a provided one, or none was free."""
-    memory = new_uninitialized("char[]", most)
-    received = await Operation(manager, sock.fileno(), memory, manager.readers).perform(OP_RECV, memory, most)
-    return ffi.unpack(memory, received)  # type: ignore[no-any-return]
 
 
 def begin_send(
@@ -212,13 +198,10 @@ def recv(original: AsyncMethod) -> AsyncMethod:
             receive = begin_receive(self._sock, args[0])
             if receive is None:
                 manager = ring_manager()
-                if manager is not None and type(args[0]) is int and 0 < args[0] <= MAX_RW_COUNT:
-                    if manager.speculate:
-                        async with _try_sync():
-                            return self._sock.recv(args[0])
-                        receive = begin_receive(self._sock, args[0], speculated=True)
-                    if receive is None and args[0] > BUFFER_SIZE and self._sock.fileno() not in manager.readers:
-                        return await _receive_unpooled(manager, self._sock, args[0])
+                if manager is not None and manager.speculate and type(args[0]) is int and args[0] > 0:
+                    async with _try_sync():
+                        return self._sock.recv(args[0])
+                    receive = begin_receive(self._sock, args[0], speculated=True)
             if receive is not None:
                 try:
                     await receive.trap
@@ -226,12 +209,15 @@ def recv(original: AsyncMethod) -> AsyncMethod:
                     receive.unwind()
                     raise
                 data = receive.data
-                if data is None:
-                    return await _received_nothing(receive, self._sock, args[0])
-                receive.data = None  # while it waits for another task it must not hold this one's
-                if receive.raise_cancel is None:
-                    receive.manager.receives.append(receive)
-                return data
+                if data is not None:
+                    receive.data = None  # while it waits for another task it must not hold this one's
+                    if receive.raise_cancel is None:
+                        receive.manager.receives.append(receive)
+                    return data
+                if receive.result == 0:
+                    return b""
+                if not receive.refused():
+                    await receive.failed()
         return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
 
     return recv
@@ -304,7 +290,7 @@ def send(original: AsyncMethod) -> AsyncMethod:
                     if operation.raise_cancel is None:
                         operation.manager.sends.append(operation)
                     return result
-                if operation.refused():
+                if operation.refused() or (result == -errno.EPIPE and operation.raise_cancel is None):
                     break
                 await operation.failed()
         return await original(self, *args, **kwargs)  # type: ignore[no-any-return]
@@ -397,8 +383,6 @@ _LATE_CONNECT_ERRORS: Final = frozenset(
     (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN)
 )
 
-FAMILIES: Final = frozenset((stdlib_socket.AF_INET, stdlib_socket.AF_INET6, stdlib_socket.AF_UNIX))
-
 
 def _plain(sock: stdlib_socket.socket) -> bool:
     """Open, of a family whose addresses have a codec, and with no methods of its own."""
@@ -424,22 +408,26 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
                     receive.unwind()
                     raise
                 data = receive.data
-                if data is None:
+                if data is not None:
+                    receive.data = None  # while it waits for another task it must not hold this one's
+                    if receive.raise_cancel is None:
+                        receive.manager.receives.append(receive)
+                    return data
+                if receive.result == 0:
+                    return b""
+                if not receive.refused():
                     with _translate_socket_errors_to_stream_errors():
-                        return await _received_nothing(receive, sock._sock, most)
-                receive.data = None  # while it waits for another task it must not hold this one's
-                if receive.raise_cancel is None:
-                    receive.manager.receives.append(receive)
-                return data
+                        await receive.failed()
         return await original(self, max_bytes)  # type: ignore[no-any-return]
 
     return receive_some
 
 
 def send_all(original: AsyncMethod) -> AsyncMethod:
-    """SocketStream.send_all: one entry, with MSG_WAITALL, for as much as the kernel takes without an error.
+    """SocketStream.send_all: an entry for as much as the kernel takes, and another for the rest.
 
-    The kernel then goes on after a short send by itself (5.19, io_uring_enter(2)); a cancel reports what went out.
+    Not one for all, with MSG_WAITALL, with which the kernel goes on after a short send by itself: where the connection breaks
+    meanwhile its answer is the part that went, and the error is used up (F44). And kernel TLS refuses the flag (F55).
     """
 
     @replaces(original)
@@ -449,7 +437,7 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
         if sock.__class__ is not _SocketType or detector._held or sock._did_shutdown_SHUT_WR:
             return await original(self, data)  # type: ignore[no-any-return]
         sent = 0
-        operation = begin_send(sock._sock, data, 0, MSG_WAITALL)
+        operation = begin_send(sock._sock, data, 0, 0)
         if operation is None:
             return await original(self, data)  # type: ignore[no-any-return]
         detector._held = True
@@ -472,10 +460,18 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
                         operation.raise_cancel()
                 elif operation.refused():
                     break
+                elif result == -errno.EPIPE and operation.raise_cancel is None:
+                    # Trio's own method would look at the shutdown first, and call it another error.
+                    with (
+                        _translate_socket_errors_to_stream_errors(),
+                        memoryview(data) as view,
+                        view.cast("B") as all_bytes,
+                    ):
+                        sent += sock._sock.send(all_bytes[sent:])
                 else:
                     with _translate_socket_errors_to_stream_errors():
                         await operation.failed()
-                again = begin_send(sock._sock, data, sent, MSG_WAITALL)
+                again = begin_send(sock._sock, data, sent, 0)
                 if again is None:
                     break
                 operation = again
