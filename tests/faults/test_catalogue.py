@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import errno
 import gc
+import os
 import re
 import socket
 import textwrap
@@ -20,6 +21,7 @@ from fault_tools import program_on_faulty
 
 from trio_uring import UringBackend
 from trio_uring._loop.manager import UringIOManager
+from trio_uring._loop.operation import NewDescriptor
 from trio_uring._ring.ring import CQE_F_MORE, CQE_F_NOTIF, FIRST_USER_DATA, OP_NOP, Ring, ffi
 from trio_uring.testing import SimulatedRing
 
@@ -306,6 +308,57 @@ def test_f09_what_completes_at_the_end_of_an_abandoned_guest_run_is_closed() -> 
             pass
         """)
     )
+
+
+def test_f09_what_a_guest_run_was_handed_and_never_came_back_with_is_closed() -> None:
+    """F9: the host stops between the two halves of a tick; the connection is in what `get_events` answered, and nowhere else."""
+    program_on_faulty(
+        RUN
+        + textwrap.dedent("""
+        from trio_uring._loop.manager import UringIOManager
+        from trio_uring._loop.options import UringBackend
+        from trio_uring._sockets.sockets import Accept
+
+        listener = socket.create_server(("127.0.0.1", 0))
+        client = socket.create_connection(listener.getsockname())
+        manager = UringIOManager(UringBackend())
+        accept = Accept(manager, listener.fileno(), None, manager.readers)
+        accept.user_data = manager.next_user_data()
+        manager.operations[accept.user_data] = accept
+        manager.ring.queue(OP_ACCEPT, accept.user_data, listener.fileno())
+        before = descriptors()
+        events = manager.get_events(20)
+        assert len(descriptors()) == len(before) + 1, events
+        warnings.simplefilter("ignore")
+        del accept, manager, events
+        gc.collect()
+        client.settimeout(20)
+        assert client.recv(1) == b""
+        """)
+    )
+
+
+@pytest.mark.parametrize("state", ["completed", "discarded"])
+def test_f09_a_descriptor_that_nobody_takes_is_closed_once(state: str) -> None:
+    """F9: an operation is unwound twice, and in between the number has become that of somebody else's file."""
+    manager = UringIOManager(UringBackend(), SimulatedRing)
+    try:
+        fd, other = os.pipe()
+        operation = NewDescriptor(manager, -1, None, None)
+        operation.user_data = manager.next_user_data()
+        manager.operations[operation.user_data] = operation
+        if state == "discarded":
+            operation.complete(fd, 0)  # no task waits for it
+        else:
+            operation.result = fd
+            operation.unwind()
+        assert os.dup(other) == fd
+        operation.unwind()
+        operation.unwind()
+        os.close(fd)  # not closed before
+        os.close(other)
+    finally:
+        manager.close()
 
 
 def test_f09_a_ring_that_the_garbage_collector_closes_hands_its_last_results_on() -> None:
@@ -1346,8 +1399,9 @@ def _tests() -> set[str]:
 def test_the_table_names_every_fault_and_only_tests_that_exist() -> None:
     """docs/faults.md is what it says it is."""
     rows = re.findall(r"^\| F(\d+) \|(.*)\|$", (ROOT / "docs" / "faults.md").read_text(), re.M)
-    assert [int(number) for number, _ in rows] == list(range(1, 40))
     existing = _tests()
+    named_after_one = {int(number) for name in existing for number in re.findall(r"(?<=_f)\d+(?=_)", name)}
+    assert [int(number) for number, _ in rows] == sorted({*range(1, 40), *named_after_one})
     for number, row in rows:
         named = re.findall(r"`([\w/]+\.py::\w+)`", row)
         assert named, f"F{number} names no test"

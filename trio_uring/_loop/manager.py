@@ -90,8 +90,13 @@ def _descriptor(fd: int | HasFileno) -> int:
     return fd
 
 
-def _discard(operations: dict[int, Any], events: Events) -> None:
-    """The run is over: nobody takes these results, and those that are descriptors have to be closed."""
+def _discard(operations: dict[int, Any], handed_out: list[Events], events: Events) -> None:
+    """The run is over: nobody takes these results, and those that are descriptors have to be closed.
+
+    Nor those that Trio's loop was handed and has not come back with: a guest run whose host has stopped may end there.
+    """
+    events = [*handed_out[0], *events]
+    handed_out[0] = _NOTHING
     each = iter(events)
     for user_data, result, flags in zip(each, each, each, strict=True):
         operation = operations.get(user_data)
@@ -118,6 +123,7 @@ class UringIOManager:
         "concurrent",
         "free_received",
         "free_sent",
+        "handed_out",
         "last_user_data",
         "lone_completion",
         "operations",
@@ -138,7 +144,8 @@ class UringIOManager:
         self.operations: dict[int, Any] = {}
         self.ring.keep = self.operations
         self.ring.spin(backend.spin * 1000)
-        self.ring.abandoned = functools.partial(_discard, self.operations)
+        self.handed_out: list[Events] = [_NOTHING]  # by the last `get_events`, if `process_events` has not had it yet
+        self.ring.abandoned = functools.partial(_discard, self.operations, self.handed_out)
         # fd -> the Poll or Operation that a task is waiting in.
         self.readers: dict[int, Any] = {}
         self.writers: dict[int, Any] = {}
@@ -195,11 +202,15 @@ class UringIOManager:
         events = self.ring.wait(timeout)
         if events is None:
             return _NOTHING
-        return events or _WOKEN
+        if events:
+            self.handed_out[0] = events
+            return events
+        return _WOKEN
 
     def process_events(self, events: Events) -> None:
         """Hand the completions to their operations. Always on the run's own thread."""
         ring = self.ring
+        self.handed_out[0] = _NOTHING
         if events is _WOKEN:
             events = ring.wait(0) or _NOTHING
         if not events:
@@ -269,7 +280,7 @@ class UringIOManager:
 
         Memory that it will not let go of is kept for the rest of the process, with a ResourceWarning.
         """
-        _discard(self.operations, self.ring.close(keep=self.operations))
+        _discard(self.operations, self.handed_out, self.ring.close(keep=self.operations))
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("ring closed: %s", self.statistics())
 

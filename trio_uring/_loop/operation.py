@@ -380,7 +380,7 @@ class Operation:
         run since.
         """
         if self.task is None:
-            self.discard(self.result, self.flags)
+            self._discard_once(self.result, self.flags)
         elif self.manager.ring.in_flight(self.user_data):
             self._begin_cancelling()
             self.task = None
@@ -460,13 +460,18 @@ class Operation:
         task = self.task
         self.task = None
         if task is None:
-            self.discard(result, flags)
+            self._discard_once(result, flags)
         elif (self._without_effect(result) or result == -errno.EACCES) and self.raise_cancel is None:
             # It will be queued again, or done without the ring, unless its descriptor is closed before its task has run.
             self.manager.requeueing.setdefault(self.fd, set()).add(self)
             return task
         self.keep = None
         return task
+
+    def _discard_once(self, result: int, flags: int) -> None:
+        # Whoever comes a second time finds none: a descriptor's number may be another file's by then.
+        self.result = -errno.ECANCELED
+        self.discard(result, flags)
 
     def discard(self, result: int, flags: int) -> None:
         """Nobody will take the result. Operations whose result is a descriptor close it here (F9)."""
