@@ -470,6 +470,8 @@ class SimulatedRing(Ring):
           for each provided buffer that was given back when it was not out.
     """
 
+    address = 0  # where the shim would have its ring: what asks the shim in passing is not asked here
+
     def __init__(
         self,
         sq_entries: int = 512,
