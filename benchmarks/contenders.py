@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from benchmarks import pool
 from benchmarks.files import BLOCK, DATA, cached, check, file_of_blocks, offsets, small_files, text_file
 from benchmarks.model import CANDIDATE, REFERENCE, Contender, Play, Stage
 
@@ -262,7 +263,7 @@ def _synchronous_lines(workload: str, stage: Stage) -> None:
 # Programs: they measure themselves, for as long as the window of the others.
 
 
-def _fio(workload: str, stage: Stage) -> None:
+def _fio(workload: str, stage: Stage, *more: str) -> None:
     seconds = max(1, round(stage.seconds))  # it counts whole ones
     depth = stage.tasks if workload == "read_depth" else 32
     cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -271,6 +272,7 @@ def _fio(workload: str, stage: Stage) -> None:
             *("fio", "--name=read", f"--filename={file_of_blocks()}", "--readonly", "--rw=randread", f"--bs={BLOCK}"),
             *("--direct=1", "--ioengine=io_uring", f"--iodepth={depth}", "--thread", "--output-format=json"),
             *("--time_based", f"--runtime={seconds}"),
+            *more,
         ],
         check=True,
         capture_output=True,
@@ -282,6 +284,10 @@ def _fio(workload: str, stage: Stage) -> None:
     stage.measured(
         read["total_ios"], read["runtime"] / 1e3, spent, percentile["50.000000"] / 1e3, percentile["99.000000"] / 1e3
     )
+
+
+def _fio_jobs(workload: str, stage: Stage) -> None:
+    _fio(workload, stage, f"--numjobs={stage.tasks}", "--group_reporting")
 
 
 def _fio_probe() -> None:
@@ -315,6 +321,16 @@ def _floor_reads(workload: str, stage: Stage) -> None:
     count = rounds * reads.BATCH
     lap_us = wall * reads.BATCH * 1e6
     stage.measured(count, count * wall, count * cpu, lap_us, lap_us)
+
+
+def _pool_floor(workload: str, stage: Stage) -> None:
+    options = [] if stage.block else ["kept"]
+    pool.tell(stage, *pool.in_c(*options, seconds=stage.seconds, threads=stage.tasks))
+
+
+def _preadv_in_threads(workload: str, stage: Stage) -> None:
+    fd = os.open(cached(file_of_blocks()), os.O_RDONLY)
+    pool.tell(stage, *pool.in_threads(pool.by_preadv(fd), stage.seconds, stage.tasks))
 
 
 def _floor_probe() -> None:
@@ -361,7 +377,7 @@ CONTENDERS: tuple[Contender, ...] = (
         title="Trio, os.pread in threads",
         distributions=("trio",),
         probe=_epoll_probe,
-        jobs=_jobs(read_4k=_trio_threads),
+        jobs=_jobs(read_4k=_trio_threads, pool_cached=_preadv_in_threads),
     ),
     Contender(
         name="aiofiles",
@@ -394,13 +410,13 @@ CONTENDERS: tuple[Contender, ...] = (
         name="fio",
         title="fio, io_uring",
         probe=_fio_probe,
-        jobs=_jobs(read_many_direct=_fio, read_depth=_fio),
+        jobs=_jobs(read_many_direct=_fio, read_depth=_fio, pool_direct=_fio_jobs),
     ),
     Contender(
         name="c-floor",
         title="C with liburing (floor.c)",
         probe=_floor_probe,
-        jobs=_jobs(read_many_cached=_floor_reads),
+        jobs=_jobs(read_many_cached=_floor_reads, pool_cached=_pool_floor),
     ),
 )
 

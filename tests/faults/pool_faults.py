@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import random
-import sys
 import tempfile
 
 from trio_uring._ring import pool as pool_module
@@ -77,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

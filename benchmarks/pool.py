@@ -1,0 +1,217 @@
+"""Threads that read lists of blocks: what the workloads of the pool share, and the scaling from 1 thread to 64.
+
+    python -m benchmarks.pool [--png FILE]     blocks a second for 1 to 64 threads, by the pool, by C and by os.preadv; a plot
+
+Knows the pool and C's floor; knows nothing of the harness but its stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from benchmarks.files import BLOCK, DATA, cached, check, file_of_blocks, offsets
+from benchmarks.model import Stage
+
+COUNT = 64
+LISTS = 16
+WARM = 0.2
+
+Round = Callable[[list[int]], None]
+"""Reads one list of offsets."""
+
+
+def floor() -> str:
+    """pool_floor.c as a program, beside the data of the benchmarks."""
+    source = Path(__file__).with_name("pool_floor.c")
+    DATA.mkdir(parents=True, exist_ok=True)
+    program = DATA / f"pool-floor-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
+    if not program.exists():
+        made = f"{program}.{os.getpid()}"
+        command = [os.environ.get("CC", "cc"), "-O2", "-o", made, str(source), "-luring", "-lpthread"]
+        subprocess.run(command, check=True)
+        os.replace(made, program)
+    return str(program)
+
+
+def in_c(*options: str, seconds: float, threads: int = 8, count: int = COUNT) -> tuple[int, float, float]:
+    """Blocks, seconds and CPU seconds of the floor."""
+    words = [f"threads={threads}", f"count={count}", f"seconds={seconds}", *options]
+    said = subprocess.run([floor(), str(cached(file_of_blocks())), *words], check=True, capture_output=True, text=True)
+    blocks, wall, cpu = (float(word.partition("=")[2]) for word in said.stdout.split())
+    return int(blocks), wall, cpu
+
+
+def in_threads(
+    make: Callable[[int], Round], seconds: float, threads: int = 8, count: int = COUNT
+) -> tuple[int, float, float]:
+    """The same of threads of this process, each with a `Round` of its own, made for a descriptor."""
+    done, ready, over = [0] * threads, threading.Barrier(threads + 1), threading.Event()
+    failed: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            places = offsets(number + 1)
+            lists = [[next(places) for _ in range(count)] for _ in range(LISTS)]
+            read = make(number)
+            ready.wait()
+            turn = 0
+            while not over.is_set():
+                read(lists[turn % LISTS])
+                turn += 1
+                done[number] += count
+        except BaseException as error:
+            failed.append(error)
+            ready.abort()
+
+    started = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for thread in started:
+        thread.start()
+    ready.wait()
+    time.sleep(WARM)
+    before, wall, cpu = sum(done), time.monotonic(), time.process_time()
+    time.sleep(seconds)
+    found = sum(done) - before, time.monotonic() - wall, time.process_time() - cpu
+    over.set()
+    for thread in started:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return found
+
+
+def by_prepared_list(pool: Any, fd: int) -> Callable[[int], Round]:
+    """`read_many` of a ring that is borrowed for each list, the requests made before, as C's offsets are."""
+
+    def make(_: int) -> Round:
+        made: dict[int, list[tuple[int, int]]] = {}
+
+        def read(places: list[int]) -> None:
+            requests = made.get(id(places))
+            if requests is None:
+                requests = made[id(places)] = [(place, BLOCK) for place in places]
+            with pool.acquire() as ring:
+                check(places[-1], ring.read_many(fd, requests)[-1])
+
+        return read
+
+    return make
+
+
+def into_buffers(pool: Any, fd: int) -> Callable[[int], Round]:
+    """`readinto_many` into buffers that are used again."""
+
+    def make(_: int) -> Round:
+        made: dict[int, list[tuple[int, bytearray]]] = {}
+        buffers: list[bytearray] = []
+
+        def read(places: list[int]) -> None:
+            requests = made.get(id(places))
+            if requests is None:
+                while len(buffers) < len(places):
+                    buffers.append(bytearray(BLOCK))
+                requests = made[id(places)] = list(zip(places, buffers, strict=False))
+            with pool.acquire() as ring:
+                if ring.readinto_many(fd, requests)[-1] != BLOCK:
+                    raise RuntimeError("a short read")
+            check(places[-1], bytes(buffers[len(places) - 1]))
+
+        return read
+
+    return make
+
+
+def by_preadv(fd: int) -> Callable[[int], Round]:
+    """`os.preadv` into buffers that are used again, one call for each block."""
+
+    def make(_: int) -> Round:
+        buffers: list[list[bytearray]] = []
+
+        def read(places: list[int]) -> None:
+            while len(buffers) < len(places):
+                buffers.append([bytearray(BLOCK)])
+            for place, buffer in zip(places, buffers, strict=False):
+                os.preadv(fd, buffer, place)
+            check(places[-1], bytes(buffers[len(places) - 1][0]))
+
+        return read
+
+    return make
+
+
+def play(
+    stage: Stage,
+    how: Callable[[Any, int], Callable[[int], Round]],
+    flags: int = 0,
+    count: int = COUNT,
+    entries: int = COUNT,
+) -> None:
+    """One measurement of the pool."""
+    import trio_uring
+
+    path = file_of_blocks() if flags else cached(file_of_blocks())
+    fd = os.open(path, os.O_RDONLY | flags)
+    with trio_uring.RingPool(stage.tasks, entries) as pool:
+        tell(stage, *in_threads(how(pool, fd), stage.seconds, stage.tasks, count))
+    os.close(fd)
+
+
+def tell(stage: Stage, blocks: int, wall: float, cpu: float) -> None:
+    """What has been measured, a lap being a list."""
+    lap = wall * stage.tasks * COUNT / blocks * 1e6
+    stage.measured(blocks, wall, cpu, lap, lap)
+
+
+def scaling(seconds: float) -> dict[str, list[tuple[int, float]]]:
+    """Blocks a second for each number of threads, by each way; in turns, the best of three."""
+    import trio_uring
+
+    found: dict[str, dict[int, float]] = {}
+    fd = os.open(cached(file_of_blocks()), os.O_RDONLY)
+    for _ in range(3):
+        for threads in (1, 2, 4, 8, 16, 32, 64):
+            with closing(trio_uring.RingPool(min(threads, 8))) as pool:
+                ways = {
+                    "C, one ring for each thread": in_c(seconds=seconds, threads=threads),
+                    "readinto_many": in_threads(into_buffers(pool, fd), seconds, threads),
+                    "read_many": in_threads(by_prepared_list(pool, fd), seconds, threads),
+                    "os.preadv": in_threads(by_preadv(fd), seconds, threads),
+                }
+            for name, (blocks, wall, _cpu) in ways.items():
+                best = found.setdefault(name, {})
+                best[threads] = max(best.get(threads, 0.0), blocks / wall)
+    os.close(fd)
+    return {name: sorted(best.items()) for name, best in found.items()}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    arguments.add_argument("--png", help="where the plot goes; without it figures are printed only")
+    arguments.add_argument("--seconds", type=float, default=0.5)
+    given = arguments.parse_args()
+    found = scaling(given.seconds)
+    for name, points in found.items():
+        print(f"{name:30}", *(f"{threads}: {rate / 1e6:.2f} M/s" for threads, rate in points))
+    if given.png:
+        from matplotlib import pyplot  # type: ignore[import-not-found,unused-ignore]
+
+        figure, axes = pyplot.subplots(figsize=(7, 4))
+        for name, points in found.items():
+            axes.plot([t for t, _ in points], [rate / 1e6 for _, rate in points], marker="o", label=name)
+        axes.set(xscale="log", xlabel="threads", ylabel="million blocks of 4 KiB a second", ylim=(0, None))
+        axes.set_xticks([1, 2, 4, 8, 16, 32, 64], labels=["1", "2", "4", "8", "16", "32", "64"])
+        axes.legend()
+        figure.tight_layout()
+        figure.savefig(given.png, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
