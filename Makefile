@@ -9,7 +9,7 @@ ACCEPTANCE ?= ../shared/acceptance
 SOURCES := pyproject.toml $(wildcard ffi/* trio_uring/*.py trio_uring/*/*.py trio_uring/startup/*) README.md
 DEBIAN := gcc:gcc libc6-dev:/usr/include/stdlib.h pkg-config:pkg-config liburing-dev:/usr/include/liburing.h strace:strace python3-venv:@venv python3-dev:@headers
 
-.PHONY: demo test lint docs acceptance cancellation versions suites pythons wheel release faults fuzz sanitizers valgrind soak kernels bench figures clean packages
+.PHONY: demo test lint docs acceptance cancellation versions suites pythons wheel release faults programs fuzz sanitizers valgrind soak kernels bench figures clean packages
 
 demo: $(VENV)/installed
 	@$(BIN)/python docs/demo/demo.py
@@ -81,6 +81,12 @@ STRIDE ?= 1
 faults: $(VENV)/installed
 	TRIO_URING_TEST_SYSCTL=1 $(BIN)/pytest -q tests/environment/test_refusals.py -k sysctl
 	TMPDIR=/dev/shm TRIO_URING_FAULT_SUITE_STRIDE=$(STRIDE) TRIO_URING_FAULT_PAIRS=10000 TRIO_URING_FAULT_STRIDE=1 TRIO_URING_FAULT_SECONDS=7200 TRIO_URING_TEST_SECONDS=7200 $(BIN)/pytest -q -n 4 tests/faults/test_sweep.py
+
+# Random programs of file calls, on the builtin and on the ring (F48): a minute and a half on one processor.
+PROGRAMS ?= 20000
+
+programs: $(VENV)/installed
+	$(BIN)/python tests/files/file_programs.py $(PROGRAMS)
 
 # The ring layer under a coverage-guided fuzzer, from tests/faults/corpus on; `make test` replays that.
 FUZZ_SECONDS ?= 1200

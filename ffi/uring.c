@@ -1537,6 +1537,37 @@ int64_t tu_remaining(int fd)
     return st.st_size - at;
 }
 
+static int64_t nanoseconds(struct timespec time)
+{
+    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
+int tu_file_facts(int fd, tu_file_state *state)
+{
+    struct stat st;
+    struct timespec now;
+
+    state->position = lseek(fd, 0, SEEK_CUR);
+    if (state->position < 0 || fstat(fd, &st) < 0)
+        return -errno;
+    clock_gettime(CLOCK_REALTIME, &now);
+    state->size = st.st_size;
+    state->changed = nanoseconds(st.st_ctim);
+    state->now = nanoseconds(now);
+    return 0;
+}
+
+int tu_advance(int fd, int64_t position, int64_t count, int64_t size, int64_t changed)
+{
+    struct stat st;
+
+    if (position < 0 || lseek(fd, 0, SEEK_CUR) != position)
+        return 0;
+    if (size >= 0 && (fstat(fd, &st) < 0 || st.st_size != size || nanoseconds(st.st_ctim) != changed))
+        return 0;
+    return lseek(fd, count, SEEK_CUR) == position + count;
+}
+
 int tu_try_setup(unsigned flags, unsigned entries)
 {
     struct io_uring_params p;

@@ -106,6 +106,14 @@ int tu_fallocate(int fd, int mode, int64_t offset, int64_t length);
 #define TU_FIFO 2
 int tu_file_kind(int fd);
 int64_t tu_remaining(int fd); /* bytes between the file's position and its end, negative behind the end, or an error */
+/* A regular file: its position and size in bytes, its ctime and the time now in nanoseconds of CLOCK_REALTIME. */
+typedef struct {
+    int64_t position, size, changed, now;
+} tu_file_state;
+int tu_file_facts(int fd, tu_file_state *state);
+/* 1 after moving the position on by `count`; 0 where it is not `position`, or, unless size is negative, the file's size or ctime is
+ * another. */
+int tu_advance(int fd, int64_t position, int64_t count, int64_t size, int64_t changed);
 
 /* Provided buffers, one set for a ring: `entries` (a power of two, 1 to 32768) of `size` bytes each, at base; group id
  * `group`. The buffers named by completions of one tu_wait() are the kernel's again at the next: copy out before. */

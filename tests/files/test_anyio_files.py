@@ -802,7 +802,7 @@ def test_each_row_is_in_place(row: _seams.Seam) -> None:
         found = inspect.getattr_static(found, name)
     found = getattr(found, "fget", found)
     home = found.__class__.run_sync if row.name == "to_thread" else found
-    assert Path(home.__code__.co_filename).parent == Path(_seams.__file__).parent
+    assert Path(home.__code__.co_filename).parents[1] == Path(_seams.__file__).parents[1]
     assert row.why
     assert module in _seams.ANYIO_MODULES
 

@@ -2,7 +2,7 @@
 
 Knows the public interface of trio and the builtin `open`, which is the oracle. Files that
 `trio.open_file` opens are served by an engine until somebody reaches for `wrapped`; wrapped ones the test goes on using itself.
-What text does is in test_text_layer.py; here it is whether its file and the builtin object follow.
+More of them, and what others see meanwhile, are in file_programs.py.
 """
 
 from __future__ import annotations

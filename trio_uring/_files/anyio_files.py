@@ -163,7 +163,7 @@ def file_getattr(original: Callable[[Any, str], Any]) -> Callable[[Any, str], An
         engine: Engine | None = self.__dict__.get(ENGINE)
         if engine is not None and name not in PASSIVE_ATTRIBUTES:
             if name == "newlines" and type(engine.real) is io.TextIOWrapper:
-                return engine.newlines
+                return engine.real.newlines
             if hasattr(engine.real, name):
                 engine.release_to_builtin()
         return original(self, name)
@@ -206,7 +206,7 @@ def file_aiter(original: Callable[[Any], AsyncIterator[Any]]) -> Callable[[Any],
                     and not task._cancel_status.effectively_cancelled
                     and not task._runner.ki_pending
                 ):
-                    line = next(engine.core.ready, None)
+                    line = engine.core.line_at_hand()
                 if line is None and engine.real is self._fp and not engine.released and manager_on_trio() is not None:
                     line = await engine.next_line()  # type: ignore[attr-defined]
             if line is None:

@@ -1,7 +1,21 @@
-"""Layer 3, binary files: the methods of a builtin binary file, raw or buffered, as reads and writes of its descriptor.
+"""Layer 3, binary files: the methods of a builtin binary file, raw or buffered, whose reads and writes are ring operations.
 
-Knows what BufferedReader, BufferedWriter, BufferedRandom and FileIO do with a buffer and a position; knows nothing of who calls
+Knows what FileIO, BufferedReader, BufferedWriter and BufferedRandom ask of a descriptor, and when; knows nothing of who calls
 (`engine`), nor of text.
+
+Theory of operation
+===================
+The builtin object keeps its state, and decides everything: what is in its buffer, how much it reads at a time, when it writes
+out, what `tell` answers, what it raises. Only what may wait, the calls to its raw object, never comes to the kernel by its hand:
+
+    reading     What it may ask for is read before, by entries with an offset, which move nothing (`ahead`). Then its method
+                runs, in one go, and finds it in place of FileIO.readinto and FileIO.readall.
+    writing     Its method runs. In place of FileIO.write it finds `Blocked`, which ends it as an error of write(2) would: nothing
+                that it had to write is lost. The ring does that write, the method runs again, is told what write(2) would have
+                answered, and goes on. The same for FileIO.truncate.
+
+So a read that is cancelled has taken nothing, a write that is cancelled leaves in the object what was there before, and whoever
+uses the object between two calls, or looks at the file, sees what the builtin shows.
 """
 
 from __future__ import annotations
@@ -11,7 +25,7 @@ import io
 import operator
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import trio
@@ -20,39 +34,82 @@ from .._loop.calls import CURRENT_POSITION, MAX_RW_COUNT, WORKER_THRESHOLD, Pinn
 from .._loop.manager import UringIOManager
 from .._loop.operation import Operation, redeliver
 from .._ring.ring import IOSQE_ASYNC, OP_FTRUNCATE, OP_READ, OP_WRITE, ffi, lib, supported_operations
-
-# What is read ahead grows to so many bytes while a file is read in order.
-MAX_READ_AHEAD: Final = 64 * 1024
+from .ahead import InPlace, ReadAhead
 
 BUFFERED: Final = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
 BINARY: Final = (io.FileIO, *BUFFERED)
 
-NO_LINES: Final[Iterator[Any]] = iter(())
+
+class Blocked(BaseException):
+    """A method of the builtin object has come to where it has to wait: to write `data`, None for what it was given past its
+    buffer; or to cut the file to `length`.
+    """
+
+    def __init__(self, data: bytes | None, length: int = -1) -> None:
+        self.data = data
+        self.length = length
 
 
-class Refused(Exception):
-    """The builtin object would not do this: ask it, so that it says so."""
+class RawWrites:
+    """What stands in place of FileIO.write and FileIO.truncate. No reference to who makes it: files end when they are dropped.
+
+    Attributes:
+      answer: what the next call answers; it is `Blocked` if there is none.
+    """
+
+    __slots__ = ("answer", "fd", "size")
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size  # of the buffer
+        self.answer: int | None = None
+
+    def write(self, memory: Any) -> int:
+        answer, self.answer = self.answer, None
+        if answer is not None:
+            return answer
+        raise Blocked(bytes(memory) if memory.nbytes <= self.size else None)
+
+    def truncate(self, size: Any = None) -> int:
+        answer, self.answer = self.answer, None
+        if answer is not None:
+            return answer
+        length = os.lseek(self.fd, 0, os.SEEK_CUR) if size is None else operator.index(size)
+        if not 0 <= length <= sys.maxsize:
+            os.ftruncate(self.fd, length)  # which says no
+        raise Blocked(None, length)
 
 
-def _size(value: Any) -> int:
-    """An argument as the builtin takes it: an integer, or None for -1."""
-    return -1 if value is None else integer(value)
-
-
-def integer(value: Any) -> int:
-    """An argument as the builtin takes it: an integer."""
+def size_of(value: Any) -> int | None:
+    """How much a read is asked for, -1 for everything; None where the builtin object is not going to take that value."""
     try:
-        number: int = operator.index(value)
+        size = -1 if value is None else operator.index(value)
     except TypeError:
-        raise Refused from None
-    if not -sys.maxsize <= number <= sys.maxsize:
-        raise Refused
-    return number
+        return None
+    return max(size, -1) if size <= sys.maxsize else None
 
 
 def _new_bytes(size: int) -> bytes:
     """A new bytes object for the kernel to fill, before anybody else sees it; never one of the interpreter's shared ones."""
     return bytes(size if size > 1 else 2)
+
+
+async def completed(call: Callable[[], Awaitable[Any]]) -> Any:
+    """What `call()` comes to, whatever is cancelled: with it would go what has been taken from somebody before.
+
+    An interrupt is seen at the next checkpoint.
+    """
+    interrupt: KeyboardInterrupt | None = None
+    try:
+        with trio.CancelScope(shield=True):
+            while True:
+                try:
+                    return await call()
+                except KeyboardInterrupt as error:
+                    interrupt = error
+    finally:
+        if interrupt is not None:
+            redeliver(interrupt)
 
 
 class SubmittedAtOnce(Operation):
@@ -71,38 +128,45 @@ class SubmittedAtOnce(Operation):
 
 
 class BinaryFile:
-    """The methods of a builtin binary file, raw or buffered, over its descriptor.
+    """The methods of a builtin binary file, as coroutines.
 
-    One call at a time, and `manager` is that of the run. Arguments are as a user gave them. A method that raises, a cancel
-    included, has had no effect of its own: what was read stays to be read, and of data to write, what is not held back and
-    has not reached the file is not taken.
+    One call at a time, each after `begin`. Arguments are as a user gave them.
+
+    Args:
+      real: the builtin object.
+      shared: others may use it between two calls, and while one of them waits.
+      ends: what a line may end with.
+
+    Attributes:
+      ahead: what has been read of the file.
+      reading: `with` it, the builtin object reads from `ahead`.
+      written: of the last write that failed, the bytes that are in the file.
     """
 
-    redeliver = staticmethod(redeliver)
-
-    def __init__(self, real: Any, shared: bool = False) -> None:
+    def __init__(self, real: Any, shared: bool = False, ends: tuple[bytes, ...] = (b"\n",)) -> None:
         self.real = real
         self.shared = shared
-        raw = real if type(real) is io.FileIO else real.raw
-        self.fd: int = raw.fileno()
-        self.manager: UringIOManager = None  # type: ignore[assignment]  # set for each call
-        self.buffered = real is not raw
+        self.buffered = type(real) is not io.FileIO
+        self.raw: Any = real.raw if self.buffered else real
+        self.fd: int = self.raw.fileno()
+        self.manager: UringIOManager = None  # type: ignore[assignment]  # of the run, set by `begin`
         # CPython counts the buffer in, and has no other word for it.
-        self.size = (real.__sizeof__() - type(real).__basicsize__ if self.buffered else 0) or io.DEFAULT_BUFFER_SIZE
-        self._can_read: bool = raw.readable()
-        self._can_write: bool = raw.writable()
-        self._appends = "a" in raw.mode
-        # Read ahead: _data[_start:_end]. The file's position is at its end.
-        self._data = b""
-        self._start = 0
-        self._end = 0
-        self._ahead = self.size
-        # Of these bytes, the lines that `async for` takes are already split off; see `_unsplit`.
-        self._lines: list[bytes] = []
-        self.ready = NO_LINES
-        # To be written. The file's position is at its beginning. Never both.
-        self.pending = bytearray()
-        self.newlines = None
+        self.size: int = (
+            real.__sizeof__() - type(real).__basicsize__ if self.buffered else 0
+        ) or io.DEFAULT_BUFFER_SIZE
+        self._can_read: bool = self.raw.readable()
+        self._can_write: bool = self.raw.writable()
+        self._appends = "a" in self.raw.mode
+        self.ahead = ReadAhead(self.fd, self.size, ends)
+        self.reading = InPlace(self.raw, {"readinto": self.ahead.readinto, "readall": self.ahead.readall})
+        self._writes = RawWrites(self.fd, self.size)
+        self._writing = InPlace(self.raw, {"write": self._writes.write, "truncate": self._writes.truncate})
+        self.written = 0
+
+    def begin(self, manager: UringIOManager) -> None:
+        """A call begins, in a run with that manager."""
+        self.manager = manager
+        self.ahead.begin()
 
     @property
     def closed(self) -> bool:
@@ -117,43 +181,8 @@ class BinaryFile:
         """As of the builtin object."""
         return self._can_write
 
-    def seekable(self) -> bool:
-        """It is a regular file."""
-        return True
-
-    # ------------------------------------------------------------------ position
-
-    def position(self) -> int:
-        """Where the next read or write begins, in bytes."""
-        self._unsplit()
-        return os.lseek(self.fd, 0, os.SEEK_CUR) - (self._end - self._start) + len(self.pending)
-
-    def rewind(self) -> None:
-        """Forget what was read ahead: the file's position is that of the user."""
-        self._unsplit()
-        if self._end > self._start:
-            os.lseek(self.fd, self._start - self._end, os.SEEK_CUR)
-        self._keep(b"", 0)
-
-    def _keep(self, data: bytes, end: int) -> None:
-        self._data = data
-        self._start = 0
-        self._end = end
-
-    def _take(self, size: int) -> bytes:
-        """At most `size` of the bytes read ahead."""
-        start = self._start
-        self._start = stop = min(start + size, self._end)
-        return self._data[start:stop]
-
-    def _unsplit(self) -> None:
-        """The lines that `async for` has not taken are bytes again."""
-        if self._lines:
-            left = operator.length_hint(self.ready)
-            if left:
-                self._start -= sum(map(len, self._lines[-left:]))
-            self._lines = []
-        self.ready = NO_LINES
+    def sync(self) -> None:
+        """The builtin object has everything."""
 
     # ------------------------------------------------------------------ the operations
 
@@ -177,297 +206,356 @@ class BinaryFile:
                 os.lseek(self.fd, before + done, os.SEEK_SET)
         return done
 
-    def _read(self, address: Any, size: int) -> Awaitable[int]:
-        return self._transfer(OP_READ, address, address, size)
-
     def _write(self, data: Any, start: int = 0) -> Awaitable[int]:
         """One write(2) of bytes, or of a cffi array, from `start` on; the number of bytes written."""
         address = ffi.from_buffer(data) if type(data) is bytes else data
         return self._transfer(OP_WRITE, (data, address), address + start, len(data) - start)
 
-    async def _more(self, size: int) -> bool:
-        """Read at most `size` bytes behind those that were read ahead; false at the end of the file.
-
-        The end is where the file's size says, as for read(2): no operation for nothing. Where the file does not tell, the
-        read does, and as much is tried for as is held, so that what is copied to join them stays in proportion.
-        """
-        remaining = lib.tu_remaining(self.fd)
-        if remaining <= 0:
-            if remaining == 0:
-                return False
-            remaining = max(self._end - self._start, MAX_READ_AHEAD)
-        size = min(size, remaining, MAX_RW_COUNT)
-        memory = _new_bytes(size)
-        got = await self._read(ffi.from_buffer(memory), size)
-        if self._end > self._start:
-            memory = self._data[self._start : self._end] + memory[:got]
-        self._keep(memory, self._end - self._start + got)
-        return got > 0
-
-    async def _hold(self, size: int) -> None:
-        """Read ahead at least `size` bytes, or all there are."""
-        while (missing := size - (self._end - self._start)) > 0:
-            if missing < self._ahead:
-                missing = self._ahead
-                self._ahead = min(2 * missing, max(MAX_READ_AHEAD, self.size))
-            if not await self._more(missing):
+    async def _read_at(self, address: Any, size: int, offset: int) -> int:
+        """Read at an offset until there are `size` bytes or the file ends; the number of bytes."""
+        done = 0
+        while done < size:
+            part = min(size - done, MAX_RW_COUNT)
+            got = await (SubmittedAtOnce if self.shared else Operation)(self.manager, self.fd, address, None).perform(
+                OP_READ, address + done, part, offset + done, sqe_flags=IOSQE_ASYNC if part > WORKER_THRESHOLD else 0
+            )
+            if got == 0:
                 break
+            done += got
+        return done
 
-    async def _before_reading(self) -> None:
-        if not self._can_read:
-            raise Refused
-        if self.pending:
-            await self._write_out()
-        if self._lines:
-            self._unsplit()
+    # ------------------------------------------------------------------ reading ahead
 
-    def _before_writing(self) -> None:
-        if not self._can_write:
-            raise Refused
-        if self._end > self._start:
-            self.rewind()
+    async def have(self, size: int, position: int | None = None) -> None:
+        """Have the next `size` bytes, or all up to the file's end, at hand; from the file's position on, or from that one."""
+        size = self.ahead.wanted(size, position)
+        if size:
+            memory = _new_bytes(size)
+            offset = self.ahead.offset
+            got = await self._read_at(ffi.from_buffer(memory), size, offset)
+            self.ahead.put(memory, got, size, offset)
 
-    async def _write_out(self) -> None:
-        pending = self.pending
-        while pending:
-            del pending[: await self._write(bytes(pending))]
+    async def have_line(self, least: int = 0, most: int = sys.maxsize) -> None:
+        """Have everything at hand that is asked for until a line ends behind `least` bytes; at most about `most` bytes."""
+        ahead = self.ahead
+        ahead.by_lines = True
+        size = least + ahead.chunk
+        size += -size % ahead.chunk
+        while True:
+            await self.have(size)
+            if size >= most or ahead.has_line(least):
+                return
+            # Read from the same place on, twice as much each time.
+            size = max(2 * size, 2 * ahead.held)
+
+    async def have_all(self) -> None:
+        """Have everything up to the end of the file at hand."""
+        await self.have(sys.maxsize)
+        while 0 < self.ahead.held < lib.tu_remaining(self.fd):  # it has grown meanwhile
+            self.ahead.forget()
+            await self.have(sys.maxsize)
+
+    def held(self) -> int:
+        """The bytes that the builtin object has read ahead; negative: that it has to write."""
+        return os.lseek(self.fd, 0, os.SEEK_CUR) - int(self.real.tell())
+
+    async def _head(self, held: int) -> bytes:
+        """For what reads more than the `held` bytes: these, and what is to be written is in the file after that.
+
+        The object drops its buffer by that. Whatever else has to be waited for is to be at hand already.
+        """
+        if held <= 0 or not self._can_write:
+            return b""
+        head: bytes = self.real.read(held)
+        await completed(self.flush)
+        return head
 
     # ------------------------------------------------------------------ reading
 
-    async def read(self, size: Any = -1) -> bytes:
+    async def read(self, size: Any = -1) -> Any:
         """Buffered: `size` bytes, fewer only at the end. Raw: what one read(2) gives."""
-        size = _size(size)
-        if size < 0:
-            if size < -1 and self.buffered:
-                raise Refused
-            return await self.readall()
-        if size == 0 and self._can_read:
-            return b""
-        await self._before_reading()
+        real = self.real
+        self.ahead.by_lines = False
+        count = size_of(size)
+        if count is None or count == 0 or not self._can_read:
+            return real.read(size)
+        if count < 0:
+            return real.read(size) if self.buffered and size not in (None, -1) else await self.readall()
         if not self.buffered:
-            return await self.read1(size)
-        if size > self._end - self._start:
-            await self._hold(size)
-        return self._take(size)
+            await self.have(count)
+            data = self.ahead.take(count)
+            return real.read(size) if data is None else data
+        held = self.held()
+        if count <= held:
+            return real.read(count)
+        missing = count - max(held, 0)
+        # The last part of a block is filled up to one.
+        whole = missing + -missing % self.size
+        if not self._can_write:
+            await self.have(whole)
+            if held == 0 and whole == missing:
+                # Not through its buffer, and without a copy where it is much; its idea of the position has to follow.
+                data = self.ahead.take(count)
+                if data is not None:
+                    real.tell()
+                    return data
+            return real.read(count)
+        if held <= 0:
+            await self.flush()
+        await self.have(whole)
+        head = await self._head(held)
+        return head + real.read(count - len(head)) if head else real.read(count)
 
-    async def readall(self) -> bytes:
+    async def readall(self) -> Any:
         """All that is left."""
-        await self._before_reading()
-        try:
-            # Nobody knows the end but the file; after the last read the size is asked for once more.
-            while await self._more(sys.maxsize):
-                pass
-        except BaseException:
-            if not self.buffered:
-                self.rewind()
-            raise
-        data = self._data[self._start : self._end]
-        self._keep(b"", 0)
-        return data
-
-    async def read1(self, size: Any = -1) -> bytes:
-        """At most `size` bytes: those read ahead, or what one read(2) gives."""
-        size = integer(size)
-        await self._before_reading()
-        if size < 0:
-            size = self.size
-        if self._end > self._start:
-            return self._take(size)
-        remaining = lib.tu_remaining(self.fd)
-        size = min(size, MAX_RW_COUNT, remaining) if remaining >= 0 else min(size, MAX_RW_COUNT)
-        if size == 0:
-            return b""
-        memory = _new_bytes(size)
-        return memory[: await self._read(ffi.from_buffer(memory), size)]
-
-    async def readinto(self, buffer: Any) -> int:
-        """As `read`, into the caller's memory."""
-        with Pinned(self._writable(buffer)) as address:
-            return await self._fill(address)
-
-    async def _fill(self, address: Any) -> int:
-        size = len(address)
-        await self._before_reading()
+        real = self.real
+        if not self._can_read:
+            return real.readall()
         if not self.buffered:
-            return await self._read(address, size) if size else 0
-        if size < self._ahead or self._end > self._start:
-            await self._hold(size)
-            return self._copy_to(address, size)
-        done = 0
+            await self.have_all()
+            return self.ahead.readall()
+        held = self.held()
+        if held <= 0 and self._can_write:
+            await self.flush()
+        await self.have_all()
+        head = await self._head(held)
+        return head + real.read() if head else real.read()
+
+    async def read1(self, size: Any = -1) -> Any:
+        """At most `size` bytes: those in the buffer, or what one read(2) gives."""
+        real = self.real
+        count = size_of(size)
+        if size is None or count is None or count == 0 or not self._can_read or self.held() > 0:
+            return real.read1(size)
+        if self._can_write:
+            await self.flush()  # also before CPython 3.12.2, which reads past it (gh-115059)
+        await self.have(self.size if count < 0 else count)
+        return real.read1(size)
+
+    async def readinto(self, buffer: Any) -> Any:
+        """As `read`, into the caller's memory."""
+        real = self.real
         try:
-            while done < size and lib.tu_remaining(self.fd) != 0:
-                got = await self._read(address + done, size - done)
-                if not got:
-                    break
-                done += got
-        except BaseException:
-            self._keep(ffi.buffer(address, done)[:], done)
-            raise
-        return done
-
-    async def readinto1(self, buffer: Any) -> int:
-        """As `read1`, into the caller's memory."""
-        with Pinned(self._writable(buffer)) as address:
-            size = len(address)
-            await self._before_reading()
-            if self._end == self._start:
-                return await self._read(address, size) if size else 0
-            return self._copy_to(address, size)
-
-    def _copy_to(self, address: Any, size: int) -> int:
-        data = self._take(size)
-        ffi.memmove(address, data, len(data))
-        return len(data)
-
-    @staticmethod
-    def _writable(buffer: Any) -> Any:
-        try:
-            return ffi.from_buffer(buffer, require_writable=True)
+            memory = ffi.from_buffer(buffer, require_writable=True)
         except (TypeError, ValueError, BufferError):
-            raise Refused from None
+            return real.readinto(buffer)
+        with Pinned(memory):
+            size = len(memory)
+            if not self._can_read or size == 0:
+                return real.readinto(buffer)
+            held = self.held() if self.buffered else 0
+            if size <= held:
+                return real.readinto(buffer)
+            if self.buffered and (held > 0 or size <= self.size):
+                return await self._readinto(real.readinto, buffer, size, held)
+            if self._can_write and self.buffered:
+                await self.flush()
+            position = os.lseek(self.fd, 0, os.SEEK_CUR)
+            if lib.tu_remaining(self.fd) == 0:
+                return 0
+            done = await self._read_at(memory, size, position)
+            os.lseek(self.fd, position + done, os.SEEK_SET)
+            if self.buffered:
+                with InPlace(self.raw, {"readinto": lambda _: 0}):
+                    real.read(1)  # its buffer is empty, and at this position
+                real.tell()
+            return done
 
-    async def peek(self, size: Any = 0) -> bytes:
-        """What is read ahead, at most one buffer; at least one byte except at the end."""
-        integer(size)
-        await self._before_reading()
-        await self._hold(1)
-        return self._data[self._start : min(self._end, self._start + self.size)]
-
-    async def readline(self, size: Any = -1) -> bytes:
-        """Up to and with the next line end, at most `size` bytes; b"" at the end."""
-        limit = _size(size)
-        await self._before_reading()
+    async def readinto1(self, buffer: Any) -> Any:
+        """As `read1`, into the caller's memory."""
+        real = self.real
         try:
-            return await self._line(limit)
-        finally:
-            if not self.buffered:
-                self.rewind()
+            size = memoryview(buffer).nbytes
+        except TypeError:
+            return real.readinto1(buffer)
+        held = self.held()
+        if not self._can_read or size <= held:
+            return real.readinto1(buffer)
+        return await self._readinto(real.readinto1, buffer, size, held)
 
-    async def _line(self, limit: int) -> bytes:
-        searched = 0
-        while True:
-            have = self._end - self._start
-            most = have if limit < 0 else min(have, limit)
-            at = self._data.find(b"\n", self._start + searched, self._start + most)
-            if at >= 0:
-                return self._take(at + 1 - self._start)
-            if most == limit:
-                return self._take(limit)
-            searched = have
-            # Twice as much each time: what is held is copied each time.
-            self._ahead = max(self._ahead, have)
-            await self._hold(have + 1)
-            if self._end - self._start == have:
-                return self._take(have)
+    async def _readinto(self, method: Callable[[Any], int], buffer: Any, size: int, held: int) -> int:
+        if held <= 0 and self._can_write:
+            await self.flush()
+        await self.have(max(size, self.size))
+        head = await self._head(held)
+        if not head:
+            return method(buffer)
+        with memoryview(buffer) as memory, memory.cast("B") as view:
+            view[: len(head)] = head
+            if method.__name__ == "readinto1" and size - len(head) <= self.size:
+                return len(head)  # one that has something to answer fills no buffer
+            with view[len(head) :] as rest:
+                return len(head) + method(rest)
 
-    async def next_line(self) -> bytes:
-        """The next line, for `async for`, and those after it that are at hand in `ready`; b"" at the end."""
-        line: bytes
-        for line in self.ready:
-            return line
-        line = await self.readline()
-        last = self._data.rfind(b"\n", self._start, self._end) + 1
-        if last:
-            self._lines = io.BytesIO(self._data[self._start : last]).readlines()
-            self.ready = iter(self._lines)
-            self._start = last
-        return line
+    async def peek(self, size: Any = 0) -> Any:
+        """What is in the buffer, and if nothing is, what one read(2) gives."""
+        if self._can_read:
+            if self._can_write:
+                await self.flush()
+            if self.held() <= 0:
+                await self.have(self.size)
+        return self.real.peek(size)
 
-    async def readlines(self, hint: Any = -1) -> list[bytes]:
+    async def readline(self, size: Any = -1) -> Any:
+        """Up to and with the next line end, at most `size` bytes; b"" at the end."""
+        real = self.real
+        limit = size_of(size)
+        if limit is None or limit == 0 or not self._can_read:
+            return real.readline(size)
+        if not self.buffered:
+            await self.have_line(most=limit if limit >= 0 else sys.maxsize)
+            return self._raw_line(limit) if self.ahead.known else real.readline(size)
+        held = self.held()
+        if held > 0 and not self._can_write and (0 <= limit <= held or b"\n" in real.peek()):
+            return real.readline(size)
+        if held <= 0 and self._can_write:
+            await self.flush()
+        await self.have_line(most=limit if limit >= 0 else sys.maxsize)
+        return await self._line(limit, held) if self._can_write else real.readline(size)
+
+    async def _line(self, limit: int, held: int) -> bytes:
+        """A line of a file that is written as well, with what is missing of it at hand."""
+        real = self.real
+        head: bytes = b""
+        if held > 0:
+            head = real.readline(held if limit < 0 else min(limit, held))
+            if head.endswith(b"\n") or len(head) == limit:
+                return head
+            await completed(self.flush)
+        return head + bytes(real.readline(limit if limit < 0 else limit - len(head)))
+
+    def _raw_line(self, limit: int) -> bytes:
+        """A line of what is at hand, by a raw file, which stands behind it then."""
+        data = self.ahead.peek()
+        end = data.find(b"\n", 0, len(data) if limit < 0 else limit) + 1
+        line = self.ahead.take(end or (len(data) if limit < 0 else min(limit, len(data))))
+        return bytes(self.real.readline(limit)) if line is None else line
+
+    def line_at_hand(self) -> Any:
+        """`readline`, if it need not wait; else None."""
+        return self.real.readline() if self.ahead.line_at_hand else None
+
+    async def readlines(self, hint: Any = -1) -> Any:
         """The lines that are left, or the first ones with more than `hint` bytes together."""
-        most = _size(hint)
+        real = self.real
+        most = size_of(hint)
+        if most is None or not self._can_read:
+            return real.readlines(hint)
+        held = self.held() if self.buffered else 0
+        if held <= 0 and self._can_write and self.buffered:
+            await self.flush()
         if most <= 0:
-            return io.BytesIO(await self.readall()).readlines()
-        await self._before_reading()
+            await self.have_all()
+        else:
+            await self.have_line(most)
+        if (self.buffered and not self._can_write) or not self.ahead.known:
+            return real.readlines(hint)
         lines: list[bytes] = []
         total = 0
-        try:
-            while total <= most and (line := await self._line(-1)):
-                lines.append(line)
-                total += len(line)
-        except BaseException:
-            held = b"".join((*lines, self._data[self._start : self._end]))
-            self._keep(held, len(held))
-            raise
-        finally:
-            if not self.buffered:
-                self.rewind()
-        return lines
+        while True:
+            if self.buffered:
+                line = await self._line(-1, self.held())
+            else:
+                line = self._raw_line(-1)
+            if not line:
+                return lines
+            lines.append(line)
+            total += len(line)
+            if 0 < most < total:
+                return lines
 
     # ------------------------------------------------------------------ writing
 
-    async def write(self, data: Any) -> int:
+    async def _blocking(self, method: Callable[..., Any], *args: Any) -> Any:
+        """A method of the builtin object that may write or truncate. What is written past its buffer is the first argument."""
+        writes = self._writes
+        try:
+            while True:
+                try:
+                    with self._writing:
+                        return method(*args)
+                except Blocked as blocked:
+                    data, length = blocked.data, blocked.length
+                if length >= 0:
+                    writes.answer = await self._cut(length)
+                elif data is None:
+                    writes.answer = await self._write_most(args[0])
+                else:
+                    writes.answer = await (self._write_shared if self.shared else self._write)(data)
+        finally:
+            writes.answer = None
+
+    async def _write_shared(self, data: bytes) -> int | None:
+        """`_write`, but the owner of the object may flush it meanwhile, and is not to write the same again: None where he did."""
+        claimed = False
+
+        def write(memory: Any) -> int:
+            nonlocal claimed
+            if not claimed and memory[: len(data)] == data:
+                claimed = True
+                return len(data)
+            return self.raw.__class__.write(self.raw, memory)  # type: ignore[no-any-return]
+
+        with InPlace(self.raw, {"write": write}):
+            done = await self._write(data)
+            while claimed and done < len(data):
+                done += await completed(functools.partial(self._write, data, done))
+        return None if claimed else done
+
+    async def _write_most(self, source: Any) -> int:
+        """Write until the rest fits into the buffer; the number of bytes written."""
+        done = 0
+        with Pinned(ffi.from_buffer(source)) as memory:
+            data = source if type(source) is bytes else memory
+            size = len(memory)
+            try:
+                done = await self._write(data)
+                while size - done > self.size:
+                    # Some of it is in the file: a cancel can no longer undo that, so it waits.
+                    done += await completed(functools.partial(self._write, data, done))
+            except OSError:
+                self.written = done
+                self.real.tell()  # its idea of the position has to follow
+                raise
+        return done
+
+    async def write(self, data: Any) -> Any:
         """Buffered: all of it, into the buffer if it fits there. Raw: what one write(2) takes."""
-        self._before_writing()
+        self.written = 0
+        if self.buffered:
+            return await self._blocking(self.real.write, data)
+        if not self._can_write:
+            return self.real.write(data)
         if type(data) is bytes:
-            return await self._put(data)
+            return await self._write(data)
         try:
             memory = ffi.from_buffer(data)
         except (TypeError, ValueError, BufferError):
-            raise Refused from None
+            return self.real.write(data)
         with Pinned(memory):
-            return await self._put(memory)
-
-    async def _put(self, data: Any) -> int:
-        size = len(data)
-        if not self.buffered:
-            return await self._write(data)
-        pending = self.pending
-        done = 0
-        if len(pending) + size > self.size:
-            await self._write_out()
-            if size > self.size:
-                done = await self._write_most(data, size)
-        pending += data[done:] if type(data) is bytes else ffi.buffer(data)[done:]
-        return size
-
-    async def _write_most(self, data: Any, size: int) -> int:
-        """Write until what is left fits into the buffer; the number of bytes written."""
-        done = await self._write(data)
-        if size - done > self.size:
-            # Some of it is in the file: a cancel can no longer undo that, so it waits.
-            interrupt: KeyboardInterrupt | None = None
-            try:
-                with trio.CancelScope(shield=True):
-                    while size - done > self.size:
-                        try:
-                            done += await self._write(data, done)
-                        except KeyboardInterrupt as error:
-                            interrupt = error
-            except OSError as error:
-                error.characters_written = done  # type: ignore[attr-defined]  # for TextFile
-                raise
-            finally:
-                if interrupt is not None:
-                    redeliver(interrupt)
-        return done
+            return await self._write(memory)
 
     async def writelines(self, lines: Iterable[Any]) -> None:
         """`write` for each."""
         for line in lines:
-            try:
-                await self.write(line)
-            except Refused:
-                self.real.write(line)
+            await self.write(line)
 
     async def flush(self) -> None:
         """What was written is in the file, as far as the kernel is concerned."""
-        if self.pending:
-            await self._write_out()
-        if self._can_write:
-            self.rewind()
+        await self._blocking(self.real.flush)
 
-    async def truncate(self, size: Any = None) -> int:
+    def try_flush(self) -> None:
+        """`flush`, or `Blocked` where that has to wait."""
+        with self._writing:
+            type(self.real).flush(self.real)
+
+    async def truncate(self, size: Any = None) -> Any:
         """Cut or extend the file to `size` bytes, by default to the position, which stays."""
-        if not self._can_write:
-            raise Refused
-        await self.flush()
-        return await self.cut(self.position() if size is None else integer(size))
+        raw = self.real.truncate if self.buffered or not self._can_write else self._writes.truncate
+        return await self._blocking(raw, size)
 
-    async def cut(self, length: int) -> int:
+    async def _cut(self, length: int) -> int:
         """ftruncate(2)."""
-        if length < 0 or not self._can_write:
-            raise Refused
         if _truncates():
             await Operation(self.manager, self.fd, None, None).perform(OP_FTRUNCATE, None, 0, length)
         else:
@@ -476,49 +564,13 @@ class BinaryFile:
 
     # ------------------------------------------------------------------ moving
 
-    async def seek(self, target: Any, whence: Any = 0) -> int:
+    async def seek(self, target: Any, whence: Any = 0) -> Any:
         """Go there: from the beginning (0), from here (1), from the end (2); the new position."""
-        to = integer(target)
-        whence = integer(whence)
-        if not 0 <= whence <= 4:
-            raise Refused
-        if self.pending:
-            await self._write_out()
-        self._unsplit()
-        if whence <= 1 and self._end > self._start:
-            here = self.position()
-            there = to if whence == 0 else here + to
-            if -self._start <= there - here <= self._end - self._start:
-                self._start += there - here
-                return there
-            to, whence = there, 0
-        position = os.lseek(self.fd, to, whence)
-        self._keep(b"", 0)
-        self._ahead = self.size
-        return position
+        return await self._blocking(self.real.seek, target, whence)
 
-    async def tell(self) -> int:
+    async def tell(self) -> Any:
         """The position."""
-        return self.position()
-
-    # ------------------------------------------------------------------ giving and taking
-
-    def sync_to_builtin(self) -> None:
-        """The builtin object has everything: see the module."""
-        self.rewind()
-        self.real.tell()
-        if self.pending:
-            self.real.write(bytes(self.pending))
-            self.pending.clear()
-
-    def sync_from_builtin(self) -> None:
-        """The builtin object's buffer is empty and its position is the file's."""
-        if self._can_read and self.buffered:
-            position = self.real.tell()
-            self.real.seek(0, os.SEEK_END)
-            os.lseek(self.fd, position, os.SEEK_SET)
-        elif self.buffered:
-            self.real.flush()
+        return self.real.tell()
 
 
 @functools.cache

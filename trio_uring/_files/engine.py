@@ -5,29 +5,20 @@ the work of which method; knows nothing of how the replacements come to be in Tr
 
 Theory of operation
 ===================
-The builtin object always exists, is what a user sees as `wrapped`, answers all attributes, and says no in its own words.
-Only its data goes another way. Three objects stand beside it:
+The builtin object always exists, is what a user sees as `wrapped`, and keeps its state and decides as it always does; only what
+it reads and writes goes another way. Three objects stand beside it:
 
     Engine        one call at a time in the order of asking, cancel and schedule points, sharing with others
-    TextFile      (`text`) encodings, lines of text, cookies; only over a builtin TextIOWrapper
-    BinaryFile    (`binary`) buffering as the builtin's, and the reads and writes themselves
+    TextFile      (`text`) the methods of a text file; only over a builtin TextIOWrapper
+    BinaryFile    (`binary`) the methods of a binary file, and the reads and writes themselves
 
-The position is the kernel's own: every read and write is one at "the file's current position" (offset -1), so O_APPEND, and
-whoever shares the open file (a child process), see what they see today. The builtin object's buffer is empty as long as
-an engine serves it; what is read ahead or not written yet is in `BinaryFile`.
+So there is nothing to hand over when somebody reaches for the builtin object (`wrapped`, `buffer`, `raw`, `detach`): it is where
+the builtin would be. There are two cases.
 
-Two objects, one state
-----------------------
-`sync_to_builtin` hands everything to the builtin object: data not yet written goes into its buffer, the position goes back by
-what was read ahead. lseek(2) first, then the object's own `tell` or `seek`, because a buffered object believes what it remembers.
-There are two uses.
-
-    - A file that nobody else can know of (`open_file` made it) is released once: when somebody reaches for the builtin object
-      (`wrapped`, `buffer`, `raw`, `detach`), or calls in a run that is not on the ring. From then on Trio's own way serves it.
-    - A file that came from outside (`wrap_file`) may be used by its owner between any two calls. So each call begins with
-      `sync_from_builtin`, which adopts the builtin object's position and empties its buffer, and ends with `sync_to_builtin`.
-      Writes are not held back then, since nothing can be taken back out of a builtin's buffer unwritten. Entries are submitted
-      at once, because the owner may close the file.
+    - A file that nobody else can know of (`open_file` made it) is released once, when somebody reaches for the builtin object, or
+      calls in a run that is not on the ring. From then on Trio's own way serves it.
+    - A file that came from outside (`wrap_file`) may be used by its owner between any two calls. What stands in place of its raw
+      object's methods is there only during a call, and entries are submitted at once, because the owner may close the file.
 
 What is served
 --------------
@@ -53,12 +44,11 @@ Trio: where the ring is not there they hand over and go through a worker thread.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import errno
 import functools
-import gc
 import io
+import operator
 import os
 import stat
 import sys
@@ -76,10 +66,11 @@ from trio.lowlevel import Task
 
 from .._loop.calls import AT_FDCWD, replaces, ring_manager
 from .._loop.manager import UringIOManager
-from .._loop.operation import GLOBAL_RUN_CONTEXT, NewDescriptor, redeliver
+from .._loop.operation import GLOBAL_RUN_CONTEXT, NewDescriptor
 from .._ring.ring import IOSQE_ASYNC, OP_OPENAT, ffi, lib
-from .binary import BINARY, BUFFERED, BinaryFile, Refused, integer
-from .text import STATELESS, TextFile
+from .ahead import InPlace, in_place_works
+from .binary import BINARY, BUFFERED, BinaryFile, completed
+from .text import UNKNOWN_NEWLINE, TextFile, line_ends
 
 # Seconds that `async for` may go on without a schedule point.
 SCHEDULE_PERIOD: Final = 0.001
@@ -110,8 +101,7 @@ class Engine:
     Attributes:
       released: it has been handed over for good.
       busy: a call is being served.
-      dropped: what writes out if nobody closes the file, once there may be something to write.
-      reader, until: the task that may take a line from `core.ready` without asking for its turn, and until when.
+      reader, until: the task that may have a line that is at hand without asking for its turn, and until when.
     """
 
     def __init__(self, real: Any, shared: bool, newline: str | None) -> None:
@@ -123,34 +113,15 @@ class Engine:
         self.shared = shared
         self._sync_later = False
         self._queue: trio.lowlevel.ParkingLot | None = None
-        self.dropped: Any = None
-        # The cookie and the version of the file, and the binary file's position, at the last give.
-        self._left: tuple[int, int] | None = None
-        self._position = 0
+        self._dropped: Any = None
         self.core: BinaryFile | TextFile
         if type(real) is io.TextIOWrapper:
-            self.binary = BinaryFile(real.buffer, shared)
-            self._facts = _facts_of(real, newline)
-            self.core = self._text()
+            self.binary = BinaryFile(real.buffer, shared, line_ends(real.encoding, newline))
+            self.core = TextFile(real, self.binary, newline)
         else:
             self.core = self.binary = BinaryFile(real, shared)
-
-    def _text(self) -> TextFile:
-        encoding, errors, newline, line_buffering, write_through = self._facts
-        return TextFile(
-            self.binary,
-            encoding=encoding,
-            errors=errors,
-            newline=newline,
-            line_buffering=line_buffering,
-            write_through=write_through,
-            at_start=self.binary.position() == 0,
-        )
-
-    @property
-    def newlines(self) -> Any:
-        """As of the builtin text file."""
-        return self.real.newlines if self.released else self.core.newlines
+        if not shared and self.binary.buffered:
+            self.binary.reading.__enter__()
 
     # ------------------------------------------------------------------ one at a time
 
@@ -164,7 +135,7 @@ class Engine:
         try:
             if self._sync_later:
                 self._sync_later = False
-                _sync_to_builtin(self.real, self.core, self.binary)
+                self._sync()
         finally:
             if self._queue:
                 self._queue.unpark()
@@ -189,7 +160,6 @@ class Engine:
                 await self._write_out_and_close(manager)
         else:
             self.reader = None
-            self._forget()
             self.real.close()
         await trio.lowlevel.cancel_shielded_checkpoint()
 
@@ -198,36 +168,35 @@ class Engine:
             await self.turn()
         self.busy = True
         self.reader = None
-        interrupt: KeyboardInterrupt | None = None
         try:
-            self.binary.manager = manager
+            if self.released:
+                await trio.to_thread.run_sync(self.real.close)
+                return
+            self.binary.begin(manager)
             try:
-                while not self.released and not _is_closed(self.real):
-                    try:
-                        await self.core.flush()
-                        break
-                    except KeyboardInterrupt as error:
-                        # Now it would be data that is lost. The thread that Trio would use goes on to its end as well.
-                        interrupt = error
+                if not _is_closed(self.real):
+                    # Now it would be data that is lost. The thread that Trio would use goes on to its end as well.
+                    await completed(self.core.flush)
+            except BaseException as error:
+                self._close_unwritten(error)
+                raise
             finally:
-                if interrupt is not None:
-                    redeliver(interrupt)
-                self._forget()
-                if self.released:
-                    await trio.to_thread.run_sync(self.real.close)
-                else:
-                    self.real.close()
+                if self._dropped is not None:
+                    self._dropped.detach()
+            self.real.close()
         finally:
             self.release()
 
-    def _forget(self) -> None:
-        """What could not be written is lost, as with the builtin object."""
+    def _close_unwritten(self, error: BaseException) -> None:
+        """Close after a flush that failed: what could not be written is lost, and nobody tries again."""
+
+        def fail(_: object) -> None:
+            raise error
+
         if isinstance(self.core, TextFile):
-            self.core.take_pending()
-        self.binary.pending.clear()
-        if self.dropped is not None:
-            self.dropped.detach()
-            self.dropped = None
+            self.core.forget()
+        with contextlib.suppress(type(error)), InPlace(self.binary.raw, {"write": fail}):
+            self.real.close()
 
     def manager(self) -> UringIOManager | None:
         """Of the run that the caller is in; where it is not on the ring, the file is handed over."""
@@ -243,124 +212,34 @@ class Engine:
             self.released = True
             self.reader = None
             _handed_over.add(self.real)
-            if self.dropped is not None:
-                self.dropped.detach()
-            if self.shared:
-                pass  # it is given after every call
-            elif self.busy:
+            if self.busy:
                 self._sync_later = True  # the kernel is at work
-            elif not _is_closed(self.real):
-                _sync_to_builtin(self.real, self.core, self.binary)
+            else:
+                self._sync()
 
-    def watch(self) -> None:
-        """If nobody closes the file, what was not written reaches the builtin object, which then ends as it always does.
+    def _watch(self) -> None:
+        """The builtin object outlives the engine: if nobody closes the file, it writes what it holds back as it ends.
 
-        That object must live until then, so what keeps it alive is not the engine, but the registry of finalizers.
+        In a cycle of garbage, its raw object might be closed before.
         """
-        self.dropped = weakref.finalize(self, _sync_to_builtin, self.real, self.core, self.binary)
+        self._dropped = weakref.finalize(self, operator.methodcaller("sync"), self.core)
+
+    def _sync(self) -> None:
+        """The builtin object has everything, and reads and writes by itself."""
+        if self._dropped is not None:
+            self._dropped.detach()
+        if not self.shared:
+            self.binary.reading.__exit__()
+        self.core.sync()
 
     # ------------------------------------------------------------------ sharing
 
-    async def _truncate_text(self, size: Any = None) -> int:
-        """The builtin cuts where its binary file is, which is not where the text is, and moves neither."""
-        self.real.flush()
-        alone = (self.real.tell(), self._version()) == self._left
-        place = self._position if alone else self.real.buffer.tell()
-        try:
-            length = await self.binary.cut(place if size is None else integer(size))
-        except Refused:
-            return int(self.real.truncate(size))
-        if alone:
-            assert self._left is not None
-            self._left = self._left[0], self._version()
-        return length
-
-    async def _sync_from_builtin(self, name: str) -> None:
-        """Adopt what others did with the builtin object. Raises what it raises where it cannot tell its position."""
-        if not isinstance(self.core, TextFile):
-            self.binary.sync_from_builtin()
-            return
-        real = self.real
-        facts = _facts_of(real, _newline_of(real))
-        if facts != self._facts:  # reconfigure()
-            self._facts = facts
-            self.core = self._text()
-            self._left = None
-        if _only_appends(self.core, self.binary):
-            real.flush()
-            return
-        cookie = real.tell()
-        place = real.buffer.tell()
-        self.binary.sync_from_builtin()
-        if (cookie, self._version()) == self._left:
-            # Nobody has been here: what was decoded is still good, and the binary file goes on behind it.
-            os.lseek(self.binary.fd, self._position, os.SEEK_SET)
-            return
-        # What is written goes where the binary file is.
-        await self.core.seek(place if name in WRITES else cookie)
-
-    async def call_shared(self, name: str, ours: str, args: tuple[Any, ...]) -> Any:
-        """One method, between taking and giving back."""
-        try:
-            if name == "truncate" and isinstance(self.core, TextFile):
-                return await self._truncate_text(*args)
-            await self._sync_from_builtin(name)
-        except (OSError, ValueError):
-            return await trio.to_thread.run_sync(functools.partial(getattr(self.real, name), *args))
-        try:
-            try:
-                result = await getattr(self.core, ours)(*args)
-            except Refused:
-                result = getattr(self.real, name)(*args)
-            if name in WRITES:
-                try:
-                    with trio.CancelScope(shield=True):
-                        await self.core.flush()
-                except KeyboardInterrupt as error:
-                    redeliver(error)
-            return result
-        finally:
-            if not _is_closed(self.real):
-                self._sync_back()
-
-    def _version(self) -> int:
-        return os.fstat(self.binary.fd).st_mtime_ns if self.binary.writable() else 0
-
-    def _sync_back(self) -> None:
-        if isinstance(self.core, TextFile):
-            self._position = os.lseek(self.binary.fd, 0, os.SEEK_CUR)
-            cookie = _sync_to_builtin(self.real, self.core, self.binary)
-            self._left = cookie, self._version()
-        else:
-            self.binary.sync_to_builtin()
-
-
-def _sync_to_builtin(real: Any, core: BinaryFile | TextFile, binary: BinaryFile) -> int:
-    """Hands everything to the builtin object; its position, or cookie."""
-    if not isinstance(core, TextFile):
-        binary.sync_to_builtin()
-        return 0
-    text = core.take_pending()
-    binary.pending += text
-    if _only_appends(core, binary):
-        binary.sync_to_builtin()
-        return 0
-    if binary.pending:
-        binary.sync_to_builtin()
-        real.buffer.flush()  # what is appended is not where the position was; and the seek below does it anyway
-        cookie = real.buffer.tell()
-    else:
-        cookie = core.cookie(binary.position())
-        binary.sync_to_builtin()
-    return int(real.seek(cookie))
-
-
-def _only_appends(core: TextFile, binary: BinaryFile) -> bool:
-    """Whether both sides just write on, wherever the file is: no seek, which would race with others who write there.
-
-    Standard output in a file, with child processes that have it as well, is such a file.
-    """
-    return not binary.readable() and codecs.lookup(core.encoding).name in STATELESS
+    async def call_shared(self, name: str, args: tuple[Any, ...]) -> Any:
+        """One method of an object that others use as well, with its own methods in place when it is over."""
+        if not self.binary.buffered:
+            return await getattr(self.core, name)(*args)
+        with self.binary.reading:
+            return await getattr(self.core, name)(*args)
 
 
 def _is_closed(real: Any) -> bool:
@@ -368,21 +247,6 @@ def _is_closed(real: Any) -> bool:
         return bool(real.closed)
     except ValueError:  # detached
         return True
-
-
-def _facts_of(real: io.TextIOWrapper, newline: str | None) -> tuple[str, str, str | None, bool, bool]:
-    return real.encoding, real.errors or "strict", newline, real.line_buffering, real.write_through
-
-
-def _newline_of(real: io.TextIOWrapper) -> str | None:
-    """The `newline` that a text file was opened with, which it has no attribute for.
-
-    It is the only string that it refers to that is a line end, save for decoded text, which a seek drops.
-    """
-    if real.readable():
-        real.seek(real.tell())
-    ends = [each for each in gc.get_referents(real) if type(each) is str and each in ("", "\n", "\r", "\r\n")]
-    return ends[0] if ends else None
 
 
 # ------------------------------------------------------------------ the methods
@@ -405,12 +269,15 @@ METHODS: Final = {
     "write": (1, 1),
     "writelines": (1, 1),
 }
+
+
 WRITES: Final = ("write", "writelines")
 
 
 def _method(name: str, ours: str, least: int, most: int) -> Callable[..., Awaitable[Any]]:
     """The builtin's method of that name, as a coroutine method of Engine; `ours` is its name in `core`."""
-    iterates = ours == "next_line"
+    iterates = name != ours
+    called = name
 
     async def method(self: Engine, *args: Any, **kwargs: Any) -> Any:
         manager = self.manager()
@@ -429,18 +296,15 @@ def _method(name: str, ours: str, least: int, most: int) -> Callable[..., Awaita
         try:
             if self.released:
                 return await trio.to_thread.run_sync(functools.partial(getattr(self.real, name), *args, **kwargs))
-            self.binary.manager = manager
+            self.binary.begin(manager)
             if kwargs or not least <= len(args) <= most or _is_closed(self.real):
                 result = getattr(self.real, name)(*args, **kwargs)
             elif self.shared:
-                result = await self.call_shared(name, ours, args)
+                result = await self.call_shared(called, args)
             else:
-                try:
-                    result = await getattr(self.core, ours)(*args)
-                except Refused:
-                    result = getattr(self.real, name)(*args)
-                if name in WRITES and self.dropped is None:
-                    self.watch()
+                result = await getattr(self.core, called)(*args)
+                if name in WRITES and self._dropped is None:
+                    self._watch()
         finally:
             self.release()
         if task._schedule_points == points:
@@ -481,7 +345,7 @@ def _servable(real: Any) -> bool:
     if _is_closed(binary) or not METHODS.keys().isdisjoint(real.__dict__):
         return False
     raw = binary if type(binary) is io.FileIO else binary.raw
-    return type(raw) is io.FileIO and lib.tu_file_kind(raw.fileno()) == lib.TU_LOCAL
+    return type(raw) is io.FileIO and in_place_works() and lib.tu_file_kind(raw.fileno()) == lib.TU_LOCAL
 
 
 def own(real: Any, newline: str | None = None) -> Engine | None:
@@ -500,8 +364,8 @@ def served(real: Any) -> Engine | None:
         try:
             if real in _handed_over or not _servable(real):
                 return None
-            engine = Engine(real, True, _newline_of(real) if type(real) is io.TextIOWrapper else None)
-        except (OSError, TypeError, ValueError):  # not hashable; in the middle of `for`; detached
+            engine = Engine(real, True, UNKNOWN_NEWLINE)
+        except (OSError, TypeError, ValueError):  # not hashable; detached
             return None
         _engines[id(real)] = engine
     return None if engine.released else engine
@@ -762,7 +626,7 @@ def wrapper_getattr(original: Callable[[Any, str], Any]) -> Callable[[Any, str],
                 setattr(self, name, method)  # as Trio's own
                 return method
         elif name == "newlines" and isinstance(engine := self.__dict__.get(ENGINE), Engine):
-            return engine.newlines if type(engine.real) is io.TextIOWrapper else engine.real.newlines
+            return engine.real.newlines
         elif name not in PASSIVE_ATTRIBUTES and name in _file_io._FILE_SYNC_ATTRS:
             _release_wrapped(self)
         return original(self, name)
@@ -842,7 +706,8 @@ def wrapper_anext(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awai
             and not task._cancel_status.effectively_cancelled
             and not task._runner.ki_pending
         ):
-            for line in engine.core.ready:
+            line = engine.core.line_at_hand()
+            if line:
                 return line
         line = await engine.next_line()  # type: ignore[attr-defined]
         if line:

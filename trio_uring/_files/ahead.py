@@ -1,0 +1,243 @@
+"""Layer 3, what has been read of a file before its builtin object asks for it.
+
+Knows a descriptor and what lines may end with; knows nothing of who reads ahead (`binary`), nor of text.
+
+The builtin object reads a file by `readinto` and `readall` of its raw object. Those of a `ReadAhead` stand in their place
+(`InPlace`), and answer from memory what was read from the file's position on. The position moves as if it were read now.
+
+Bytes that are kept from one call to the next must still be those of the file when they are handed out, because the builtin would
+read them only then. They are, where the file's size and ctime are still the ones that it had before they were read, and the
+ctime was at least `SETTLED` old then: whatever changes the file gives it another one, however coarse the filesystem's clock
+(two seconds on VFAT). Of a file that has changed a moment ago nothing is kept. Who writes to a file through a mapping need
+not change its ctime: that is seen later, by up to `MAX_READ_AHEAD` bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+from .._ring.ring import ffi, lib
+
+# Nanoseconds for which a file must not have changed if bytes of it are to be kept.
+SETTLED: Final = 3_000_000_000
+
+# Bytes that are read at once, at most, where nobody has asked for so many yet.
+MAX_READ_AHEAD: Final = 128 * 1024
+
+
+class ReadAhead:
+    """Bytes read from a descriptor's position on.
+
+    Args:
+      fd: the descriptor, of a regular file whose position nobody else moves.
+      chunk: the bytes that the builtin object asks for at a time.
+      ends: what a line may end with, the likeliest first.
+
+    Attributes:
+      state: the file when `wanted` was last called.
+      offset: from where on to read what is `wanted`.
+      known: false if the file did not tell where its position and its end are.
+      by_lines: lines are what is read at present.
+      line_at_hand: then, a line can be had without waiting: its end, or that of the file, is among bytes that are kept.
+    """
+
+    def __init__(self, fd: int, chunk: int, ends: tuple[bytes, ...]) -> None:
+        self.fd = fd
+        self.chunk = chunk
+        self.ends = ends
+        self.state: Any = ffi.new("tu_file_state *")
+        self.by_lines = False
+        self.offset = 0
+        self._last = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing is at hand."""
+        self._data = b""
+        self._start = self._end = 0  # of the bytes at hand, in _data
+        self._offset = -1  # of the first of them, in the file
+        self._to_the_end = False
+        self._kept = self.line_at_hand = False
+        self.known = True
+        self._size, self._changed = -1, 0  # of the file, where bytes are kept
+
+    def begin(self) -> None:
+        """A call begins: what is not to be kept is forgotten."""
+        if not self._kept:
+            self.forget()
+
+    # ------------------------------------------------------------------ what is there
+
+    @property
+    def held(self) -> int:
+        """How many bytes are at hand."""
+        return self._end - self._start
+
+    def has(self, size: int) -> bool:
+        """Whether `size` bytes are at hand, or all up to the end of the file."""
+        return self._to_the_end or self._end - self._start >= size
+
+    def has_line(self, least: int = 0) -> bool:
+        """Whether everything is at hand that the builtin object asks for until it sees a line end behind `least` bytes."""
+        if self._to_the_end:
+            return True
+        for end in self.ends:
+            found = self._data.find(end, self._start + least, self._end)
+            if found >= 0:
+                # It asks for whole chunks; and if one ends with a "\r", it looks for the "\n" of a "\r\n" in the next.
+                size = found + len(end) - self._start
+                beyond = -size % self.chunk
+                if beyond == 0 and end.strip(b"\0") == b"\r":
+                    beyond = self.chunk
+                return size + beyond <= self._end - self._start
+        return False
+
+    def is_ascii(self) -> bool:
+        """Whether all the bytes at hand are."""
+        return self._data[self._start : self._end].isascii()
+
+    # ------------------------------------------------------------------ reading ahead
+
+    def wanted(self, size: int, position: int | None) -> int:
+        """How many bytes to read, from `offset` on, to have `size` from the position on; 0 where they are at hand, or there are
+        none.
+
+        As many as are wanted, and more if a file that does not change is read in order.
+        """
+        state = self.state
+        if lib.tu_file_facts(self.fd, state) < 0:
+            self.forget()
+            self._to_the_end = True
+            self.known = False
+            return 0
+        if position is None:
+            position = state.position
+        if self._kept and (self._size != state.size or self._changed != state.changed):
+            self.forget()
+        in_order = self._offset == position
+        if in_order and self.has(size):
+            return 0
+        if state.size <= position:
+            self.put(b"", 0, 0, position)
+            return 0
+        if in_order and state.now - state.changed > SETTLED and size < MAX_READ_AHEAD // 2:
+            size = max(size, min(4 * self._last, MAX_READ_AHEAD))
+        self.offset = int(position)
+        return int(min(size, state.size - position))
+
+    def put(self, data: bytes, got: int, asked: int, offset: int) -> None:
+        """What was read as `wanted` said: `data[:got]` from `offset` on, fewer bytes than were asked for where the file ended."""
+        state = self.state
+        self._data = data
+        self._start = 0
+        self._end = self._last = got
+        self._offset = offset
+        self._to_the_end = got < asked or offset + got >= state.size
+        changed = state.changed
+        self._kept = kept = bool(state.now - changed > SETTLED)
+        self._size = state.size if kept else -1
+        self._changed = changed
+        self.line_at_hand = kept and self.by_lines and self.has_line()
+
+    # ------------------------------------------------------------------ handing out
+
+    def _advance(self, size: int) -> int:
+        """How many of the bytes at hand read(2) of `size` bytes would answer now; -1 if that is not known."""
+        count = self._end - self._start
+        if count > size:
+            count = size
+        elif count < size and not self._to_the_end:
+            return -1
+        if lib.tu_advance(self.fd, self._offset, count, self._size, self._changed) != 1:
+            self.forget()
+            return -1
+        self._start += count
+        self._offset += count
+        if self._start == self._end:
+            self._data = b""
+            self._start = self._end = 0
+        if self.by_lines:
+            self.line_at_hand = self._kept and self.has_line()
+        return count
+
+    def peek(self) -> bytes:
+        """All the bytes at hand."""
+        return self._data[self._start : self._end]
+
+    def take(self, size: int) -> bytes | None:
+        """What read(2) of `size` bytes would answer; None if that is not known. The file's position moves."""
+        data, start = self._data, self._start
+        count = self._advance(size)
+        if count < 0:
+            return None
+        return data if count == len(data) else data[start : start + count]
+
+    def readinto(self, memory: Any) -> int:
+        """In place of FileIO.readinto."""
+        data, start = self._data, self._start
+        count = self._advance(memory.nbytes)
+        if count >= 0:
+            memory[:count] = memoryview(data)[start : start + count]
+            return count
+        if lib.tu_remaining(self.fd) == 0:
+            return 0
+        # More than was foreseen, or the file has changed in this moment: a read that the loop waits for.
+        return os.readv(self.fd, (memory,))
+
+    def readall(self) -> bytes:
+        """In place of FileIO.readall."""
+        data = self.take(self._end - self._start) if self._to_the_end else None
+        if data is not None:
+            return data
+        parts = []
+        while part := os.read(self.fd, max(lib.tu_remaining(self.fd), 0) + 1):
+            parts.append(part)
+        return b"".join(parts)
+
+
+class InPlace:
+    """`with InPlace(owner, {name: function})`: what stands in place of methods of a builtin object meanwhile.
+
+    Its own code, in C, finds them there as well, because a method is no data descriptor.
+    """
+
+    __slots__ = ("_attributes", "_functions")
+
+    def __init__(self, owner: Any, functions: dict[str, Callable[..., Any]]) -> None:
+        self._attributes: dict[str, Any] = owner.__dict__
+        self._functions = functions
+
+    def __enter__(self) -> None:
+        self._attributes.update(self._functions)
+
+    def __exit__(self, *_: object) -> None:
+        for name in self._functions:
+            self._attributes.pop(name, None)
+
+
+@functools.cache
+def in_place_works() -> bool:
+    """Whether this interpreter's buffered objects look for the methods of their raw object as they do in CPython 3.10 to 3.15."""
+    called = []
+
+    def readinto(memory: Any) -> int:
+        called.append("readinto")
+        return 0
+
+    def read1(size: int) -> bytes:
+        called.append("read1")
+        return b"x"
+
+    with open(os.devnull, "rb") as file:
+        assert type(file.raw) is io.FileIO
+        with InPlace(file.raw, {"readinto": readinto}):
+            file.read(1)
+        text = io.TextIOWrapper(file, "ascii")
+        with InPlace(file, {"read1": read1}):
+            text.read(1)
+        text.detach()
+    return called == ["readinto", "read1"]
