@@ -107,7 +107,7 @@ valgrind: $(VENV)/installed
 soak: $(VENV)/installed
 	cd / && $(CURDIR)/$(BIN)/python $(CURDIR)/tests/faults/soak.py 60
 
-# Debian's 6.1 kernel and the newest one in its archive, in qemu, with the tests inside.
+# Debian's kernels 6.1, 6.12, 7.2 and the newest one in its archive, in qemu, with the tests inside.
 kernels: DEBIAN += qemu-system-x86:qemu-system-x86_64
 kernels: $(VENV)/installed
 	PYTHON=$(BIN)/python tests/kernels.sh

@@ -1,8 +1,9 @@
 #!/bin/bash
-# Other kernels for real: boots Debian 12's 6.1 kernel and the newest one in Debian's archive in qemu, in software (no
-# /dev/kvm needed), with this Python and the tests inside, and says what differs from the kernel of this machine.
+# Other kernels for real: boots Debian 12's 6.1 and Debian 13's 6.12, 7.2, and the newest in Debian's archive, experimental among
+# it, in qemu, in software (no /dev/kvm needed), with this Python and the tests inside, and says what differs from the kernel of
+# this machine. Where the kernel can restrict io_uring for a whole task (7.2), a program runs so restricted (F56).
 #
-#   PYTHON=.venv/bin/python [KERNELS="6.1. newest"] tests/kernels.sh [TEST...]
+#   PYTHON=.venv/bin/python [KERNELS="6.1. 6.12. 7.2. newest"] tests/kernels.sh [TEST...]
 #
 # Needs what `make kernels` installs: qemu-system-x86. Downloads come from Debian's archive through apt, whose signatures
 # it checks; nothing is installed from them. Everything is kept in build/kernels.
@@ -27,7 +28,7 @@ key="[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
 # Where this machine gets Debian from.
 archive=$(apt-get indextargets --format '$(REPO_URI) $(COMPONENT)' "Created-By: Packages" | sed -n 's,/debian/ main$,/debian,p' | sort -u | head -1)
 [ -n "$archive" ] || { echo "apt has no archive of Debian in its sources; add one and try again" >&2; exit 2; }
-printf "deb $key $archive %s main\n" bookworm sid >sources.list
+printf "deb $key $archive %s main\n" bookworm trixie sid experimental >sources.list
 apt() {
   "apt-$1" -q -o Dir::Etc::sourcelist="$work/sources.list" -o Dir::Etc::sourceparts=/dev/zero -o APT::Sandbox::User=root \
     -o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache" "${@:2}"
@@ -53,7 +54,7 @@ boot() {
 "$python" "$tree/tests/kernels_init.py" pack image "$tree" "${tests[@]}"
 (cd / && "$python" "$tree/tests/kernels_init.py" probe) >probe.here
 status=0
-for wanted in ${KERNELS:-6.1. newest}; do
+for wanted in ${KERNELS:-6.1. 6.12. 7.2. newest}; do
   release=$(boot "${wanted#newest}")
   echo "=== $release"
   # The console is a serial line; the kernel says nothing on it but what it dies of.
@@ -63,6 +64,8 @@ for wanted in ${KERNELS:-6.1. newest}; do
   grep -o 'trio-uring-probe .*' "log-$release" >probe.there
   (cd / && "$python" "$tree/tests/kernels_init.py" compare "$work/probe.here" "$work/probe.there") || status=1
   grep -q 'io_uring works' "log-$release" || { echo "$release: the doctor does not say that io_uring works"; status=1; }
+  grep -E "^trio-uring-restricted " "log-$release" || true
+  ! grep -q "^trio-uring-restricted differs" "log-$release" || status=1
   grep -E '^(FAILED|ERROR) |^=+ .*(passed|failed|error).* in ' "log-$release" || true
   grep -qE '^=+ [0-9]+ passed[^f]* in ' "log-$release" || status=1
 done

@@ -1,6 +1,7 @@
 """The other kernels' machine: packs it on this one, and is process 1 of it. Used by tests/kernels.sh.
 
     python kernels_init.py pack IMAGE TREE TEST...    writes an initramfs: this Python, its packages, TREE/tests, and this file
+    python kernels_init.py restricted TREE            runs a program whose rings may not do most operations
     python kernels_init.py probe                      prints what the running kernel offers, as one line of JSON
     python kernels_init.py compare HERE THERE         says in words what the second of two such lines lacks or adds
 
@@ -192,6 +193,46 @@ def compare(here: str, there: str) -> None:
 # ------------------------------------------------------------------ on the other
 
 
+# What a run can do without; all else is allowed. By number: OPENAT, STATX, WRITE, SEND, RECV, SENDMSG, RECVMSG, ACCEPT, CONNECT,
+# FSYNC, RENAMEAT, UNLINKAT, MKDIRAT, SYMLINKAT, LINKAT.
+REFUSED = {18, 21, 23, 26, 27, 9, 10, 13, 16, 3, 35, 36, 37, 38, 39}
+
+
+def _restrict_this_task() -> None:
+    """IORING_REGISTER_RESTRICTIONS with the ring descriptor -1 (io_uring_register(2)); OSError where the kernel has none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    rules = [(1, number) for number in range(58) if number not in REFUSED]  # IORING_RESTRICTION_SQE_OP
+    rules.append((2, 0xFF))  # IORING_RESTRICTION_SQE_FLAGS_ALLOWED
+    packed = struct.pack("=HH12x", 0, len(rules))
+    packed += b"".join(struct.pack("=HBB12x", opcode, number, 0) for opcode, number in rules)
+    if libc.syscall(427, -1, 11, packed, 1) < 0:  # IORING_REGISTER_RESTRICTIONS
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def restricted(tree: str) -> None:
+    """Say whether a program answers the same when its rings may not do most operations, and is on the ring."""
+    program = [sys.executable, f"{tree}/tests/environment/restricted.py"]
+    told = []
+    for backend, restrict in (("epoll", None), ("uring", _restrict_this_task)):
+        os.makedirs(f"/tmp/{backend}", exist_ok=True)
+        try:
+            done = subprocess.run(
+                [*program, backend, f"/tmp/{backend}"], preexec_fn=restrict, capture_output=True, text=True
+            )
+        except subprocess.SubprocessError:
+            print("trio-uring-restricted no: this kernel restricts no tasks")
+            return
+        if done.returncode:
+            print(f"trio-uring-restricted differs: {backend} ended with {done.returncode}\n{done.stderr}")
+            return
+        answers = json.loads(done.stdout.replace(f"/tmp/{backend}", "/tmp"))
+        told.append((answers.pop("backend"), answers))
+    differing = [name for name in told[0][1] if told[0][1][name] != told[1][1].get(name)]
+    right = [backend for backend, _ in told] == ["epoll", "uring"] and not differing
+    print(f"trio-uring-restricted {'holds: every answer is as on epoll' if right else f'differs: {differing}'}")
+
+
 def init() -> None:
     """Process 1."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -222,6 +263,7 @@ def init() -> None:
     python = [sys.executable, "-u"]
     subprocess.run([*python, INIT, "probe"], env=environment, check=False)
     subprocess.run([*python, "-m", "trio_uring", "doctor"], env=environment, check=False, cwd="/tmp")
+    subprocess.run([*python, INIT, "restricted", job["tree"]], env=environment, check=False, cwd="/tmp")
     options = ["--color=no", "-v", "-p", "no:cacheprovider", "-n", str(os.cpu_count()), "--tb=short", "--durations=10"]
     subprocess.run([*python, "-m", "pytest", *options, *job["tests"]], env=environment, check=False)
     sys.stdout.flush()
@@ -234,6 +276,8 @@ if __name__ == "__main__":
         init()
     elif sys.argv[1] == "pack":
         pack(sys.argv[2], sys.argv[3], sys.argv[4:])
+    elif sys.argv[1] == "restricted":
+        restricted(sys.argv[2])
     elif sys.argv[1] == "probe":
         print(MARK + json.dumps(probe()), flush=True)
     else:

@@ -79,6 +79,7 @@ from .engine import open_fd
 # include/uapi/linux/fcntl.h and stat.h.
 NEW_AT_FDCWD: Final = AT_FDCWD & 0xFFFFFFFF  # the second directory stands in a field without a sign
 AT_SYMLINK_NOFOLLOW: Final = 0x100
+AT_SYMLINK_FOLLOW: Final = 0x400
 AT_REMOVEDIR: Final = 0x200
 AT_NO_AUTOMOUNT: Final = 0x800  # stat(2) mounts nothing either
 STATX_BASIC_STATS: Final = 0x7FF
@@ -190,11 +191,12 @@ async def _two_paths(
     second: str,
     directories: tuple[int, ...],
     length: int = 0,
+    flags: int = 0,
 ) -> None:
     sys.audit(event, first, second, *directories)
     memory = _memory(first), _memory(second)
     operation = PathOperation(manager, (first, None, second), memory)
-    await operation.perform(opcode, memory[0], length, _address(memory[1]))
+    await operation.perform(opcode, memory[0], length, _address(memory[1]), flags)
 
 
 # ------------------------------------------------------------------ status
@@ -331,8 +333,9 @@ async def symlink_to(manager: UringIOManager, path: str, target: str, target_is_
 
 
 async def hardlink_to(manager: UringIOManager, path: str, target: str) -> Answer:
-    """Path.hardlink_to; link(2) does not follow a symbolic link."""
-    await _two_paths(manager, "os.link", OP_LINKAT, target, path, (-1, -1), length=NEW_AT_FDCWD)
+    """Path.hardlink_to: of a symbolic link, the link itself before CPython 3.14, and what it leads to from there on (os.link)."""
+    flags = AT_SYMLINK_FOLLOW if sys.version_info >= (3, 14) else 0
+    await _two_paths(manager, "os.link", OP_LINKAT, target, path, (-1, -1), length=NEW_AT_FDCWD, flags=flags)
 
 
 async def touch(manager: UringIOManager, path: str, mode: int = 0o666, exist_ok: bool = True) -> Answer:
