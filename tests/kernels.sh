@@ -38,7 +38,7 @@ apt get update >apt.log
 # The archive's newest image whose name begins so. Newer ones keep the kernel itself in a package of its own.
 boot() {
   local release
-  release=$(apt cache search --names-only "^linux-image-$1[0-9.+a-z-]*-cloud-amd64\$" | cut -d' ' -f1 | sort -V | tail -1)
+  release=$(apt cache search --names-only "^linux-image-${1//./\\.}[0-9.+a-z-]*-cloud-amd64\$" | cut -d' ' -f1 | sort -V | tail -1)
   release=${release#linux-image-}
   if [ ! -e "vmlinuz-$release" ]; then
     apt get download "linux-image-$release" >>apt.log 2>&1
