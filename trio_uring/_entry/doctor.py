@@ -33,6 +33,7 @@ from .._ring.availability import Facts, UringUnavailableError
 from .._ring.ring import FIRST_USER_DATA, OP_NOP, STRAY_DATA, Ring, ffi
 from .._version import __version__
 from . import seams
+from .profiles import PROFILES
 
 _NEEDED: Final = 'io_backend="uring" does not start, or fails at the first use'
 _REPORT: Final = "report it, with the output of `python -m trio_uring doctor --json`"
@@ -502,13 +503,15 @@ def _limits(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m trio_uring doctor [--json]`; prints the report to standard output.
+    """`python -m trio_uring doctor [--json | --profile docker|podman|systemd]`; prints the report to standard output.
 
     Args:
       argv: the arguments after "doctor".
 
     Returns the exit code: 0 if and only if `trio.run(..., io_backend="uring")` works here, with the options
     of TRIO_URING_OPTIONS; 1 if it does not. Wrong arguments end the process with code 2 (argparse).
+
+    `--profile` prints what to add to the confinement of a container or service, and is always 0.
 
     `--json` prints one object. Its keys, which later versions keep:
       usable: bool.
@@ -531,7 +534,13 @@ def main(argv: Sequence[str]) -> int:
         description="Tells whether io_uring can be used here, and what to change if not.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--profile", choices=sorted(PROFILES), help="print what to add there to allow io_uring, and try nothing"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.profile:
+        print(PROFILES[arguments.profile], end="")
+        return 0
     report = examine()
     if arguments.json:
         print(json.dumps(as_json(report), indent=2))
