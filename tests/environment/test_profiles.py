@@ -34,7 +34,7 @@ def rule(name: str) -> dict[str, object]:
 
 @pytest.mark.parametrize(("name", "errno"), [("docker", "EPERM"), ("podman", "ENOSYS")])
 def test_the_rule_for_containers_names_what_is_missing(name: str, errno: str) -> None:
-    """Docker's default profile refuses with EPERM, Podman's with ENOSYS. All that belongs to io_uring is in it, and nothing else."""
+    """Docker's default profile refuses with EPERM, Podman's with ENOSYS. All of io_uring is in it, and nothing else."""
     names = rule(name)["names"]
     assert rule(name)["action"] == "SCMP_ACT_ALLOW"
     assert isinstance(names, list)
