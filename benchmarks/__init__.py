@@ -1,7 +1,7 @@
 """The benchmark harness: `python -m benchmarks`.
 
     python -m benchmarks                        every workload, five rounds (about a quarter of an hour)
-    python -m benchmarks --quick                the same with short windows: a look, not a figure to quote
+    python -m benchmarks --quick                most of them with short windows, in four minutes: a look, not a figure to quote
     python -m benchmarks --only echo_stream_1k  one workload; `--only echo_stream_1k/50,latency` single cases
     python -m benchmarks --contenders trio-epoll,trio-uring,trio-uring-nospec
     python -m benchmarks --list                 workloads, cases, targets, contenders, what is available

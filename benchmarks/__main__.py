@@ -136,7 +136,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", metavar="NAME[,NAME]", help="workloads, or cases of them (workload/case)")
     parser.add_argument("--contenders", metavar="NAME[,NAME]", help="else all that run by default")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds (else 5, with --quick 2)")
-    parser.add_argument("--quick", action="store_true", help="short windows and few rounds")
+    parser.add_argument(
+        "--quick", action="store_true", help="short windows, two rounds, fewer cases, no strace: four minutes"
+    )
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="say what changed beyond the spread")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where every figure is written")
     parser.add_argument("--keep", metavar="NAME", help="keep the figures as benchmarks/results/NAME.json")
@@ -150,6 +152,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.old = json.loads(options.compare.read_text()) if options.compare else None
         options.pairs = chosen_pairs(options.only)
         if options.quick and options.only is None:
+            options.no_strace = True
             options.pairs = [(workload, case) for workload, case in options.pairs if case.quick]
         options.chosen = chosen_contenders(options.contenders)
     except (OSError, ValueError) as error:

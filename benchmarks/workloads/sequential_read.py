@@ -15,9 +15,9 @@ TARGETS = (
     Target(metric="threads", at_most=0),
 )
 CASES = (
-    Case(label="4k", title="blocks of 4 KiB", block=4 << 10, targets=TARGETS),
+    Case(label="4k", title="blocks of 4 KiB", block=4 << 10, quick=False, targets=TARGETS),
     Case(label="64k", title="blocks of 64 KiB", block=64 << 10, targets=TARGETS),
-    Case(label="1m", title="blocks of 1 MiB", block=1 << 20, targets=TARGETS),
+    Case(label="1m", title="blocks of 1 MiB", block=1 << 20, quick=False, targets=TARGETS),
 )
 
 WORKLOAD = Workload(

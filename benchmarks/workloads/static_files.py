@@ -26,6 +26,7 @@ def _case(label: str, size: int, rate: float) -> Case:
         label=label,
         title=f"a file of {size // 1024} KiB",
         load=Load(connections=16, size=size, page=f"/files/{label}"),
+        quick=label == "1k",
         count_calls=False,  # wrk cannot be told how many requests to make
         targets=(Target(metric="rate", at_least=rate, of="trio-epoll"),),
     )
@@ -40,12 +41,14 @@ WORKLOAD = Workload(
             label="no_file",
             title="1 KiB from memory",
             load=Load(connections=16, size=1024, page="/no_file"),
+            quick=False,
             count_calls=False,
         ),
         Case(
             label="in_place",
             title="a file of 1 KiB, in place",
             load=Load(connections=16, size=1024, page="/in_place/1k"),
+            quick=False,
             count_calls=False,
         ),
         _case("1k", SIZES["1k"], 2.0),
