@@ -94,27 +94,28 @@ def repacked(archive: Path, epoch: int) -> Path:
     return archive
 
 
-def built(python: Path, scratch: Path, epoch: int) -> tuple[Path, Path]:
-    """The source distribution and the wheel, from a checkout of its own in `scratch`."""
+def built(python: Path, others: list[Path], scratch: Path, epoch: int) -> list[Path]:
+    """The source distribution and the wheels of these interpreters, from a checkout of its own in `scratch`."""
     checkout = scratch / "checkout"
     run("git", "clone", "-q", ROOT, checkout)
     date = {"SOURCE_DATE_EPOCH": str(epoch)}
     run(python, "-m", "build", "-q", "--sdist", "--outdir", scratch, checkout, cwd=scratch, **date)
     (source,) = scratch.glob("*.tar.gz")
     repacked(source, epoch)
-    run(python, "-m", "pip", "wheel", "-q", "--no-deps", "-w", scratch, source, cwd=scratch, **date)
-    (wheel,) = scratch.glob("*.whl")
-    return source, wheel
+    for each in (python, *others):
+        run(each, "-m", "pip", "wheel", "-q", "--no-deps", "-w", scratch, source, cwd=scratch, **date)
+    return [source, *sorted(scratch.glob("*.whl"))]
 
 
-def tried(wheel: Path, scratch: Path) -> None:
+def tried(wheel: Path, interpreter: str, scratch: Path) -> None:
     """The wheel in an environment that has nothing, on a path without a compiler."""
-    python = environment(scratch / "empty")
+    run(interpreter, "-m", "venv", scratch)
+    python = scratch / "bin" / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"))
     before = {path.name for path in site.iterdir()}
     bare = {"PATH": str(python.parent), "TRIO_IO_BACKEND": ""}
     run(python, "-m", "pip", "install", "-q", wheel, cwd=scratch, **bare)
-    program = scratch / "program.py"
+    program = scratch / "tried.py"
     program.write_text(PROGRAM)
     for backend, said in (("uring", "uring"), ("", "epoll")):
         answer = run(python, program, cwd=scratch, **{**bare, "TRIO_IO_BACKEND": backend})
@@ -207,24 +208,34 @@ def main() -> None:
         step("tools")
         python = environment(scratch / "tools", *TOOLS)
         path = f"{python.parent}:{os.environ['PATH']}"
+        # Free-threaded interpreters cannot take the wheel of the others.
+        free = [name for name in ("python3.14t", "python3.15t") if shutil.which(name)]
+        others = []
+        for name in free:
+            run(name, "-m", "venv", scratch / name)
+            others.append(scratch / name / "bin" / "python")
         places = [scratch / "one", scratch / "another" / "place"]
         for place in places:
             step(f"built in {place.name}")
             place.mkdir(parents=True)
-        (source, wheel), (source_again, wheel_again) = (built(python, place, epoch) for place in places)
-        same(source, source_again)
-        same(wheel, wheel_again)
+        first, again = (built(python, others, place, epoch) for place in places)
+        for each, other in zip(first, again, strict=True):
+            same(each, other)
+        source, *wheels = first
         step("auditwheel, twine")
         shutil.rmtree(into, ignore_errors=True)
         into.mkdir(parents=True)
         shutil.copy(source, into)
-        run(python, "-m", "auditwheel", "repair", "-w", into, wheel, PATH=path, SOURCE_DATE_EPOCH=str(epoch))
-        (repaired,) = into.glob("*.whl")
-        if "manylinux" not in repaired.name:
-            raise SystemExit(f"auditwheel found no manylinux tag for {wheel.name}")
+        for wheel in wheels:
+            run(python, "-m", "auditwheel", "repair", "-w", into, wheel, PATH=path, SOURCE_DATE_EPOCH=str(epoch))
+        repaired = sorted(into.glob("*.whl"))
+        if len(repaired) != len(wheels) or not all("manylinux" in each.name for each in repaired):
+            raise SystemExit(f"auditwheel found no manylinux tag for {', '.join(each.name for each in wheels)}")
         run(python, "-m", "twine", "check", "--strict", *into.iterdir())
         step("tried in an empty environment")
-        tried(repaired, scratch)
+        for wheel in repaired:
+            version_of = next((name for name in free if f"cp{name[6:-1].replace('.', '')}" in wheel.name), sys.executable)
+            tried(wheel, version_of, scratch / wheel.stem)
         files = sorted(into.iterdir())
         version = source.name.removeprefix("trio_uring-").removesuffix(".tar.gz")
         bill = into / f"trio_uring-{version}.cdx.json"

@@ -97,3 +97,8 @@ def test_commands_that_pages_name_exist() -> None:
     for page in pages():
         for name in re.findall(r"`make ([a-z-]+)|^ {4}make ([a-z-]+)", page.read_text(), re.MULTILINE):
             assert set(name) & targets, f"{page.name}: make {name}"
+
+
+def test_every_finding_is_told_and_none_else() -> None:
+    told = set(re.findall(r"`findings/([\w.]+)`", (DOCS / "findings.md").read_text()))
+    assert told == {path.name for path in (ROOT / "findings").iterdir()}
