@@ -234,7 +234,9 @@ def main() -> None:
         run(python, "-m", "twine", "check", "--strict", *into.iterdir())
         step("tried in an empty environment")
         for wheel in repaired:
-            version_of = next((name for name in free if f"cp{name[6:-1].replace('.', '')}" in wheel.name), sys.executable)
+            version_of = next(
+                (name for name in free if f"cp{name[6:-1].replace('.', '')}" in wheel.name), sys.executable
+            )
             tried(wheel, version_of, scratch / wheel.stem)
         files = sorted(into.iterdir())
         version = source.name.removeprefix("trio_uring-").removesuffix(".tar.gz")
