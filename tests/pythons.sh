@@ -53,6 +53,7 @@ chroot_ready() {
   fi
   # The network, and whom pip trusts, as here.
   $root cp -L /etc/resolv.conf /etc/hosts "$work/sid/etc/"
+  $root rm -rf "$work/sid/etc/ssl/certs" # links whose targets would be this machine's
   $root cp -rL /etc/ssl/certs "$work/sid/etc/ssl/"
   [ ! -e /etc/pip.conf ] || $root cp -L /etc/pip.conf "$work/sid/etc/"
 }
