@@ -200,6 +200,11 @@ CASES = [
         id="unloadable-shim",
     ),
     pytest.param(
+        (errno.ENOSYS, "subinterpreter"), Facts(release=MODERN),
+        ["subinterpreter", "cffi"], ["main interpreter", "process of its own", 'io_backend="epoll"'],
+        id="subinterpreter",
+    ),
+    pytest.param(
         (errno.ENOSYS, "shim"), Facts(system="darwin", release="23.1.0"),
         ["interface of Linux", "darwin"], ['io_backend="auto"'],
         id="not-linux",
@@ -217,7 +222,7 @@ def test_f33_to_f35_cause_and_remedy(
 
 
 def test_every_failure_has_one_sentence_of_each_even_without_facts() -> None:
-    for code, step in product([*errno.errorcode, 4000], [*CALLS, "shim"]):
+    for code, step in product([*errno.errorcode, 4000], [*CALLS, "shim", "subinterpreter"]):
         for facts in (Facts(), Facts(seccomp=2, release="5.10.0", disabled=1), gather()):
             for sentence in diagnose(code, step, facts):
                 assert sentence

@@ -186,6 +186,47 @@ def test_missing_shim() -> None:
     assert_refused(seen, errno.ENOSYS, ["trio_uring._ffi"], ["pip install"])
 
 
+IN_A_SUBINTERPRETER = """
+import sys
+try:
+    import _interpreters
+except ImportError:
+    import _xxsubinterpreters as _interpreters
+    identity, run = _interpreters.create(isolated=False), _interpreters.run_string
+else:
+    identity, run = _interpreters.create("isolated"), _interpreters.exec
+failure = run(identity, sys.argv[1])
+assert failure is None, failure
+"""
+
+TWO_RUNS = """
+import trio, trio_uring
+
+async def main():
+    return trio.lowlevel.current_statistics().io_statistics.backend
+
+print(trio.run(main, io_backend="auto"), flush=True)
+try:
+    print(trio.run(main, io_backend="uring"), flush=True)
+except trio_uring.UringUnavailableError as error:
+    print(error, flush=True)
+"""
+
+
+def test_in_a_subinterpreter() -> None:
+    """CPython 3.13 and newer can run Trio in one that shares nothing, and refuse to load there what cffi makes."""
+    command = [sys.executable, "-c", IN_A_SUBINTERPRETER, TWO_RUNS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    auto, required = done.stdout.splitlines()
+    if sys.version_info >= (3, 13):
+        assert auto == "epoll"
+        assert required.startswith("io_uring cannot be used: this is a subinterpreter, ")
+        assert "pip" not in required
+    else:
+        assert (auto, required) == ("uring", "uring")
+
+
 # ---------------------------------------------------------------- F34: memory
 
 

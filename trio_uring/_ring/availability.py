@@ -175,8 +175,8 @@ def unavailable(error: OSError | int, step: str) -> UringUnavailableError:
 
     Args:
       error: the errno, or the OSError that carries it.
-      step: what failed: one of `CALLS`, the name of an operation that is refused to every ring (IORING_…), or "shim" where the
-        compiled extension could not be imported.
+      step: what failed: one of `CALLS`, the name of an operation that is refused to every ring (IORING_…), "shim" where the
+        compiled extension could not be imported, or "subinterpreter" where it can be, but not there.
     """
     code = error if isinstance(error, int) else error.errno or 0
     return UringUnavailableError(code, *diagnose(code, step, gather()))
@@ -191,6 +191,8 @@ def diagnose(code: int, step: str, facts: Facts) -> tuple[str, str]:
         )
     if step == "shim":
         return _no_shim(facts)
+    if step == "subinterpreter":
+        return _subinterpreter()
     name = errno.errorcode.get(code, str(code))
     failed = f"{CALLS.get(step, step)} failed with {name}"
     if code == errno.EACCES and step.startswith("IORING_"):
@@ -213,6 +215,14 @@ def diagnose(code: int, step: str, facts: Facts) -> tuple[str, str]:
     return (
         f"{failed} ({os.strerror(code)}) on Linux {facts.release}",
         f'look up {name} in the manual page of {CALLS.get(step, step)}, or use io_backend="epoll"',
+    )
+
+
+def _subinterpreter() -> tuple[str, str]:
+    return (
+        "this is a subinterpreter, and the compiled part of trio_uring, which cffi has made, can be loaded only by the "
+        "main interpreter of a process",
+        'run Trio in the main interpreter or in a process of its own, or use io_backend="epoll" here',
     )
 
 

@@ -207,7 +207,9 @@ class Ring:
         if not sq_entries <= cq_entries <= 65536:
             raise ValueError(f"cq_entries must be sq_entries ({sq_entries}) to 65536, not {cq_entries}")
         if _shim_missing is not None:
-            raise unavailable(errno.ENOSYS, "shim") from _shim_missing
+            # What CPython says of an extension that can be there once only, as those that cffi makes.
+            elsewhere = "subinterpreter" in str(_shim_missing)
+            raise unavailable(errno.ENOSYS, "subinterpreter" if elsewhere else "shim") from _shim_missing
         self._r = ffi.gc(lib.tu_new(), lib.tu_free)
         if not self._r:
             raise MemoryError
