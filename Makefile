@@ -19,9 +19,8 @@ demo: $(VENV)/installed
 test pythons: DEBIAN += curl:curl wrk:wrk redis-server:redis-server chromium:chromium
 test pythons: APT := --no-install-recommends
 
-# As many tests at once as there are processors; those that need the machine's quiet or something that there is one of share a
-# worker (xdist_group). TEST="-n 0 -k fifo" or the like in place of all that.
-TEST ?= -n auto --dist loadgroup
+# As many tests at once as there are processors. TEST="-n 0 -k fifo" or the like in place of all of them.
+TEST ?= -n auto --dist worksteal
 
 test: $(VENV)/installed lint
 	$(BIN)/pytest $(TEST)
