@@ -49,7 +49,7 @@ static PyObject *call_read_cached(PyObject *module, PyObject *const *args, Py_ss
     uint64_t ring;
     int64_t offset, got;
     Py_ssize_t length;
-    PyObject *data;
+    PyObject *data, *result;
     long fd;
 
     (void)module;
@@ -62,11 +62,13 @@ static PyObject *call_read_cached(PyObject *module, PyObject *const *args, Py_ss
     if (PyErr_Occurred() || !(data = PyBytes_FromStringAndSize(NULL, length)))
         return NULL;
     got = tu_pread_cached(ring, (int)fd, PyBytes_AsString(data), (uint64_t)length, offset);
-    if (got == length || (got >= 0 && _PyBytes_Resize(&data, (Py_ssize_t)got) == 0))
+    if (got == length)
         return data;
-    Py_XDECREF(data);
-    if (PyErr_Occurred())
-        return NULL;
+    /* Less than that: the end of the file, or nothing at hand. A copy, since _PyBytes_Resize() is not in the stable ABI. */
+    result = got >= 0 ? PyBytes_FromStringAndSize(PyBytes_AsString(data), (Py_ssize_t)got) : NULL;
+    Py_DECREF(data);
+    if (result || PyErr_Occurred())
+        return result;
     Py_RETURN_NONE;
 }
 
