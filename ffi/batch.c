@@ -208,6 +208,11 @@ static int batch_push(tu_ring *r)
 {
     int starved;
 
+    if (r->polled) {
+        starved = batch_fill(r, UINT_MAX);
+        poller_wake(r);
+        return starved;
+    }
     do {
         starved = batch_fill(r, GROUP);
         if (pending(r))

@@ -5,7 +5,7 @@
  * are driven by hand, because the rules that this library lives by are rules about them:
  *
  * - The submission queue's index array is the identity for ever, so publishing an entry is one store to the tail. The
- *   kernel reads entries only inside io_uring_enter(2) (no SQPOLL), on this same thread.
+ *   kernel reads entries only inside io_uring_enter(2), on this same thread; a poller does at once (poller.c).
  * - Whatever a short or refused submit leaves behind stays between head and tail, and the next enter takes it (F22).
  * - A refusal (EBUSY, EAGAIN) is answered by reaping into a stash, never by trying again in place (F23).
  * - Under DEFER_TASKRUN completions appear only inside an enter with GETEVENTS. IORING_SQ_TASKRUN tells when there are
@@ -83,6 +83,9 @@ struct tu_ring {
     int wake_armed; /* the read of the eventfd is queued or in flight */
     unsigned woken; /* its completion was put aside: the next tu_wait() ends with that */
     int closing;    /* no new read of the eventfd */
+    int polled;     /* a kernel thread takes the submissions, see poller.c */
+    unsigned marks; /* entries of poller.c that have not completed */
+    unsigned reaped_at; /* where the poller was in the queue when completions were last taken off theirs */
     uint64_t owner;
     int notify_fd;          /* signalled by the kernel when the owner has work; for sleepers in other threads */
     atomic_int want_notify; /* a sleeper asks the owner to make it */
@@ -131,6 +134,17 @@ static void batch_free_all(tu_ring *r);
 
 /* user_data of the entries that are tried when a ring is made; below TU_FIRST_USER_DATA. */
 #define FIRST_TRIAL_DATA 4
+/* What the queues need to know of pollers. */
+#define TU_MARK_DATA 3 /* an entry that the shim waits for, to know how far the poller is */
+static int poller_sleeps(tu_ring *r);
+static int poller_wake(tu_ring *r);
+static int poller_makes_room(tu_ring *r, unsigned rounds);
+
+#if defined(__x86_64__) || defined(__i386__)
+#define RELAX() __builtin_ia32_pause()
+#else
+#define RELAX() atomic_signal_fence(memory_order_seq_cst)
+#endif
 
 static unsigned load(const unsigned *p)
 {
@@ -179,12 +193,18 @@ static unsigned pending(tu_ring *r)
     return *r->ring.sq.ktail - load(r->ring.sq.khead);
 }
 
+/* Entries that the kernel has to be entered for. */
+static unsigned unsent(tu_ring *r)
+{
+    return r->polled ? 0 : pending(r);
+}
+
 static unsigned kernel_flags(tu_ring *r)
 {
     return __atomic_load_n(r->ring.sq.kflags, __ATOMIC_RELAXED);
 }
 
-/* timeout_ns < 0: no timeout. Answers what io_uring_enter(2) answers.
+/* timeout_ns < 0: no timeout. Answers what io_uring_enter(2) answers. A poller that has to be woken is.
  *
  * IORING_SQ_TASKRUN is cleared before the work is run, and set again where the kernel did not get to it. The kernel clears
  * it only where there is work: one of its workers adds work first and sets the flag then, and when we have run the work in
@@ -202,6 +222,8 @@ static int enter(tu_ring *r, unsigned to_submit, unsigned min_complete, unsigned
         told = 1;
         __atomic_fetch_and(r->ring.sq.kflags, ~IORING_SQ_TASKRUN, __ATOMIC_ACQ_REL);
     }
+    if (poller_sleeps(r))
+        flags |= IORING_ENTER_SQ_WAKEUP;
     if (r->registered >= 0) {
         fd = r->registered;
         flags |= IORING_ENTER_REGISTERED_RING;
@@ -277,7 +299,9 @@ static int try_essentials(tu_ring *r, int *step)
         return rc;
     }
     while (tried < sizeof opcodes) {
-        for (unsigned n = 0; n < *r->ring.sq.kring_entries && tried < sizeof opcodes; n++, tried++) {
+        unsigned n;
+
+        for (n = 0; n < *r->ring.sq.kring_entries && tried < sizeof opcodes; n++, tried++) {
             struct io_uring_sqe *sqe = &r->ring.sq.sqes[*r->ring.sq.ktail & *r->ring.sq.kring_mask];
 
             memset(sqe, 0, sizeof *sqe);
@@ -290,7 +314,8 @@ static int try_essentials(tu_ring *r, int *step)
             }
             store(r->ring.sq.ktail, *r->ring.sq.ktail + 1);
         }
-        rc = enter(r, pending(r), 0, IORING_ENTER_GETEVENTS, -1);
+        rc = r->polled ? enter(r, 0, n, IORING_ENTER_GETEVENTS, 10000000000)
+                       : enter(r, pending(r), 0, IORING_ENTER_GETEVENTS, -1);
         if (rc < 0)
             return rc; /* what is transient leaves the rest of them to the first wait, which ignores their results */
         for (unsigned head = *cq->khead; head != load(cq->ktail); head++) {
@@ -306,14 +331,24 @@ static int try_essentials(tu_ring *r, int *step)
     return 0;
 }
 
-int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int *step)
+int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int cpu, unsigned idle_ms, int attach_to, int *step)
 {
     struct io_uring_params p;
     int rc;
 
     memset(&p, 0, sizeof p);
-    p.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
-              IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE;
+    p.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE;
+    if (cpu < 0) {
+        p.flags |= IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
+    } else {
+        p.flags |= IORING_SETUP_SQPOLL | IORING_SETUP_SQ_AFF;
+        p.sq_thread_cpu = (unsigned)cpu;
+        p.sq_thread_idle = idle_ms;
+        if (attach_to >= 0) {
+            p.flags |= IORING_SETUP_ATTACH_WQ;
+            p.wq_fd = (unsigned)attach_to;
+        }
+    }
     p.cq_entries = cq_entries;
     *step = 1;
     rc = io_uring_queue_init_params(sq_entries, &r->ring, &p);
@@ -335,7 +370,8 @@ int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int *step)
     r->owner = this_thread();
     r->state = OPEN;
     r->away = r->wake_armed = r->closing = 0;
-    r->woken = r->owed_len = 0;
+    r->woken = r->owed_len = r->marks = r->reaped_at = 0;
+    r->polled = cpu >= 0;
     memset(&r->stats, 0, sizeof r->stats);
     register_ring_fd(r);
     atomic_store(&r->wakers, 0);
@@ -545,6 +581,8 @@ static int own(tu_ring *r, const struct io_uring_cqe *cqe)
     }
     if (cqe->user_data == TU_WAKE_DATA)
         r->wake_armed = 0;
+    else if (cqe->user_data == TU_MARK_DATA)
+        r->marks -= r->marks > 0;
     return cqe->user_data < TU_FIRST_USER_DATA;
 }
 
@@ -580,6 +618,7 @@ static int stash(tu_ring *r)
     struct io_uring_cq *cq = &r->ring.cq;
     unsigned head = *cq->khead, mask = *cq->kring_mask, tail = load(cq->ktail), from = head;
 
+    r->reaped_at = load(r->ring.sq.khead);
     for (; head != tail; head++) {
         const struct io_uring_cqe *cqe = &cq->cqes[head & mask];
 
@@ -647,6 +686,7 @@ static unsigned reap(tu_ring *r, int64_t *out, unsigned max, unsigned *seen)
     head = *cq->khead;
     mask = *cq->kring_mask;
     tail = load(cq->ktail);
+    r->reaped_at = load(r->ring.sq.khead); /* after the tail: see has_released() */
     for (; head != tail && n < max; head++) {
         const struct io_uring_cqe *cqe = &cq->cqes[head & mask];
 
@@ -674,6 +714,8 @@ static int flush(tu_ring *r, unsigned leave, unsigned rounds)
 {
     unsigned left = rounds;
 
+    if (r->polled) /* what lies there has been handed over */
+        return leave ? poller_makes_room(r, rounds) : poller_wake(r);
     while (pending(r) > leave) {
         unsigned before = pending(r);
         int rc = enter(r, before, 0, 0, -1);
@@ -901,6 +943,10 @@ unsigned tu_queued(tu_ring *r)
     return r->state == OPEN ? pending(r) : 0;
 }
 
+/* ---------------------------------------------------------------- pollers */
+
+#include "poller.c"
+
 /* ---------------------------------------------------------------- batches */
 
 #include "batch.c"
@@ -1047,11 +1093,6 @@ static unsigned drain_overflow(tu_ring *r, int64_t *out, unsigned max, unsigned 
     return n;
 }
 
-#if defined(__x86_64__) || defined(__i386__)
-#define RELAX() __builtin_ia32_pause()
-#else
-#define RELAX() atomic_signal_fence(memory_order_seq_cst)
-#endif
 #define SPIN_MAX_COMPLETIONS 2               /* completions at a time that make it worth while not to sleep */
 #define SHORT_SLEEP 100000  /* ns */
 #define MAX_CREDIT 8
@@ -1083,24 +1124,24 @@ static int spin_or_sleep(tu_ring *r, int64_t left)
     int rc;
 
     if (!r->spin_ns || r->handed > SPIN_MAX_COMPLETIONS || r->batch_live)
-        return enter(r, pending(r), 1, IORING_ENTER_GETEVENTS, left);
+        return enter(r, unsent(r), 1, IORING_ENTER_GETEVENTS, left);
     began = now_ns();
     if (r->spin_credit > 0) {
         int64_t patience = left >= 0 && left < r->spin_ns ? left : r->spin_ns;
 
-        rc = enter(r, pending(r), 0, IORING_ENTER_GETEVENTS, -1);
-        if (rc < 0 || pending(r) || ready(r))
+        rc = r->polled ? poller_wake(r) : enter(r, pending(r), 0, IORING_ENTER_GETEVENTS, -1);
+        if (rc < 0 || unsent(r) || ready(r))
             return rc;
         if (spin_until(r, began + patience)) {
             if (r->spin_credit < MAX_CREDIT)
                 r->spin_credit++;
-            return enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1);
+            return r->polled ? 0 : enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1);
         }
         r->spin_credit -= 4;
         if (left >= 0 && (left -= now_ns() - began) < 0)
             left = 0; /* not the word for ever */
     }
-    rc = enter(r, pending(r), 1, IORING_ENTER_GETEVENTS, left);
+    rc = enter(r, unsent(r), 1, IORING_ENTER_GETEVENTS, left);
     if (now_ns() - began > SHORT_SLEEP)
         r->spin_credit = r->spin_credit < 0 ? r->spin_credit : 0;
     else if (r->spin_credit < MAX_CREDIT)
@@ -1108,7 +1149,8 @@ static int spin_or_sleep(tu_ring *r, int64_t left)
     return rc;
 }
 
-int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max)
+/* `certain`: that the timeout expired is told of a ring with a poller only when that is done with all that it was given. */
+static int wait_for(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max, int certain)
 {
     unsigned n, noted, seen = 0;
     int64_t started = 0, left = timeout_ns, due;
@@ -1144,14 +1186,16 @@ again:
         started = now_ns();
     if (sleeping) {
         rc = spin_or_sleep(r, early ? due : left);
-    } else if (pending(r) || (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
-        rc = enter(r, pending(r), 0, IORING_ENTER_GETEVENTS, -1);
+    } else if (starved && r->polled) {
+        rc = poller_makes_room(r, PATIENCE);
+    } else if (unsent(r) || poller_sleeps(r) || (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
+        rc = enter(r, unsent(r), 0, IORING_ENTER_GETEVENTS, -1);
     }
     n = reap(r, out, max, &seen);
     n = drain_overflow(r, out, max, n, &seen);
     n += batch_hand_out(r, out + 3 * n, max - n);
     r->handed = n;
-    if (pending(r)) {
+    if (unsent(r)) {
         /* The kernel took only a part, or nothing (F22, F23): make room and try again before anybody sleeps on it. */
         int refused = flush(r, 0, 1);
 
@@ -1180,12 +1224,30 @@ again:
         return 0; /* a signal, or the wake-up of a cancelled entry */
     if (rc == -EINTR)
         return 0;
+    if (r->polled && certain) {
+        if ((rc = settle(r, 10)) < 0 && !transient(rc))
+            return rc;
+        if (ready(r) || r->woken || r->noted != noted) {
+            left = 0;
+            goto again;
+        }
+    }
     if ((rc = renew_notify(r)) < 0)
         return rc;
-    if (kernel_flags(r) & IORING_SQ_TASKRUN)
+    if ((kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) || ready(r) || r->woken)
         return 0; /* came without a signal, while nothing was registered */
     r->away = 1;
     return -ETIME;
+}
+
+int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max)
+{
+    return wait_for(r, timeout_ns, out, max, 1);
+}
+
+int tu_peek(tu_ring *r, int64_t *out, unsigned max)
+{
+    return wait_for(r, 0, out, max, 0);
 }
 
 int tu_wake(tu_ring *r)
@@ -1216,6 +1278,11 @@ static int run_deferred(tu_ring *r)
 {
     unsigned left = PATIENCE;
 
+    if (r->polled) {
+        int rc = settle(r, PATIENCE);
+
+        return rc < 0 ? rc : released(r);
+    }
     for (;;) {
         int rc = enter(r, pending(r), 0, IORING_ENTER_GETEVENTS, -1);
 
@@ -1324,7 +1391,7 @@ int tu_cancel_sync(tu_ring *r, uint64_t user_data, int fd, unsigned flags, int64
         return refuse(r);
     if (!tu_is_owner(r))
         return -EEXIST;
-    rc = flush(r, 0, PATIENCE);
+    rc = r->polled ? settle(r, PATIENCE) : flush(r, 0, PATIENCE);
     if (rc < 0)
         return rc;
     memset(&reg, 0, sizeof reg);
@@ -1391,6 +1458,12 @@ failed:
     free(b->consumed);
     free(b);
     return rc;
+}
+
+void tu_recycle_buffers(tu_ring *r)
+{
+    if (r->state == OPEN && tu_is_owner(r))
+        recycle_buffers(r);
 }
 
 int tu_buffers_free(tu_ring *r)

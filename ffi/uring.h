@@ -32,7 +32,9 @@ typedef struct tu_ring tu_ring;
  * restriction forbids and no run can do without). tu_close() unmaps and closes; it does not wait, see Ring.close(). */
 #define TU_STEP_OPERATION 256
 tu_ring *tu_new(void);
-int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int *step);
+/* With cpu >= 0 a kernel thread on that processor takes the submissions, until it has had none for idle_ms milliseconds (0: 1000):
+ * a new thread, or that of the ring with the descriptor attach_to, whose processor it then is. */
+int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int cpu, unsigned idle_ms, int attach_to, int *step);
 void tu_close(tu_ring *r);
 void tu_free(tu_ring *r);
 void tu_forked(tu_ring *r); /* in a forked child: lets go of the descriptors, every later call answers -EOWNERDEAD */
@@ -67,6 +69,7 @@ unsigned tu_queued(tu_ring *r);
  * first such call answers 0 at once: the owner's next tu_wait() then makes what sleepers wait for. */
 int tu_submit(tu_ring *r);
 int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max);
+int tu_peek(tu_ring *r, int64_t *out, unsigned max); /* tu_wait() with 0, which with a poller does not wait for that either */
 int tu_wake(tu_ring *r);
 void tu_spin(tu_ring *r, int64_t ns); /* how long tu_wait() may look for completions before it sleeps; at first 0 */
 
@@ -74,6 +77,8 @@ void tu_spin(tu_ring *r, int64_t ns); /* how long tu_wait() may look for complet
  * `entries`, or where there are none, every one on the file. */
 int tu_cancel_fd(tu_ring *r, int fd, const uint64_t *entries, unsigned count);
 int tu_cancel_all(tu_ring *r);
+int tu_workers(tu_ring *r, unsigned cpu, unsigned bounded); /* of a ring with a poller: pins its workers; 0: as many as before */
+int tu_release(tu_ring *r); /* no file of a completion that has been handed out is held any more; only a poller would */
 int tu_cancel_sync(tu_ring *r, uint64_t user_data, int fd, unsigned flags, int64_t timeout_ns);
 int tu_idle(tu_ring *r); /* nothing of the owner's nor of the shim's own is in flight */
 
@@ -118,6 +123,7 @@ int tu_advance(int fd, int64_t position, int64_t count, int64_t size, int64_t ch
 /* Provided buffers, one set for a ring: `entries` (a power of two, 1 to 32768) of `size` bytes each, at base; group id
  * `group`. The buffers named by completions of one tu_wait() are the kernel's again at the next: copy out before. */
 int tu_buffers_new(tu_ring *r, unsigned entries, unsigned size, unsigned group, char *base);
+void tu_recycle_buffers(tu_ring *r); /* those of the last tu_wait(), before the next one */
 int tu_buffers_free(tu_ring *r);
 
 /* Probing. */

@@ -10,8 +10,9 @@ import faulthandler
 import gc
 import os
 import signal
+import time
 from collections.abc import Iterator
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import pytest
 import trio
@@ -22,7 +23,25 @@ Backend: TypeAlias = "Literal['uring', 'epoll'] | UringBackend"
 
 REAL_STDERR = pytest.StashKey[int]()
 
-RINGS: dict[str, Backend] = {"uring": "uring", "sq2cq4": UringBackend(sq_entries=2, cq_entries=4, speculate=False)}
+# With TRIO_URING_TEST_GROUP=1 every ring is in a group, with its I/O on processor 1.
+GROUP_CPUS = os.environ.get("TRIO_URING_TEST_GROUP")
+if GROUP_CPUS:
+    os.environ["TRIO_URING_OPTIONS"] = f"async_workers_cpuset={GROUP_CPUS}"
+GROUP = UringBackend.from_text(os.environ["TRIO_URING_OPTIONS"]).group if GROUP_CPUS else None
+
+
+def handed_over(ring: Any) -> bool:
+    """Whether nothing is queued that the kernel has not been handed; a poller comes for it by itself, and soon."""
+    until = time.monotonic() + 200
+    while ring.polled and ring.queued and time.monotonic() < until:
+        time.sleep(0)
+    return bool(ring.queued == 0)
+
+
+RINGS: dict[str, Backend] = {
+    "uring": "uring",
+    "sq2cq4": UringBackend(sq_entries=2, cq_entries=4, speculate=False, group=GROUP),
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -23,6 +23,7 @@ cat >build/variants/valgrind.supp <<END
   Memcheck:Value8
   ...
   fun:PyBytes_FromStringAndSize
+  ...
   fun:tu_wait
 }
 END

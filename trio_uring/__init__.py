@@ -29,6 +29,7 @@ from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from ._entry.seams import run, start_guest_run
+    from ._groups.shards import RemoteTraceback, Shard, ShardDiedError, run_shards, shards
     from ._loop.manager import UringStatistics
     from ._loop.options import UringBackend
     from ._observe.dump_signal import dump_on_signal
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     )
     from ._positional.splice import copy_file, sendfile, splice
     from ._ring.availability import UringUnavailableError
+    from ._ring.group import RingGroup
     from ._ring.pool import PooledRing, PoolReader, RingPool
     from ._ring.requests import aligned_buffer
 
@@ -54,10 +56,14 @@ __all__ = [
     "OperationSnapshot",
     "PoolReader",
     "PooledRing",
+    "RemoteTraceback",
+    "RingGroup",
     "RingMonitor",
     "RingPool",
     "RingRates",
     "RingSnapshot",
+    "Shard",
+    "ShardDiedError",
     "StatxResult",
     "TaskSnapshot",
     "UringBackend",
@@ -76,7 +82,9 @@ __all__ = [
     "readinto_at",
     "readinto_many",
     "run",
+    "run_shards",
     "sendfile",
+    "shards",
     "snapshot",
     "splice",
     "start_guest_run",
@@ -89,10 +97,14 @@ _HOMES = {
     "OperationSnapshot": "_observe.observe",
     "PoolReader": "_ring.pool",
     "PooledRing": "_ring.pool",
+    "RemoteTraceback": "_groups.shards",
+    "RingGroup": "_ring.group",
     "RingMonitor": "_observe.observe",
     "RingPool": "_ring.pool",
     "RingRates": "_observe.observe",
     "RingSnapshot": "_observe.observe",
+    "Shard": "_groups.shards",
+    "ShardDiedError": "_groups.shards",
     "StatxResult": "_positional.positional",
     "TaskSnapshot": "_observe.observe",
     "UringBackend": "_loop.options",
@@ -110,7 +122,9 @@ _HOMES = {
     "readinto_at": "_positional.positional",
     "readinto_many": "_positional.batches",
     "run": "_entry.seams",
+    "run_shards": "_groups.shards",
     "sendfile": "_positional.splice",
+    "shards": "_groups.shards",
     "snapshot": "_observe.observe",
     "splice": "_positional.splice",
     "start_guest_run": "_entry.seams",

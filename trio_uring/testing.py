@@ -665,6 +665,19 @@ class SimulatedRing(Ring):
     def spin(self, nanoseconds: int) -> None:
         """Nothing here has to be waited for."""
 
+    def peek(self) -> list[int] | None:
+        return self.wait(0)
+
+    def release(self) -> None:
+        """No file is held here longer than its operation."""
+
+    def limit_workers(self, cpu: int, workers: int | None) -> None:
+        """There are none."""
+
+    def recycle_buffers(self) -> None:
+        if self._buffers is not None:
+            self._buffers._take_back()
+
     def owner_back(self) -> None:
         self._away = False
 

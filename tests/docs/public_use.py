@@ -78,6 +78,26 @@ def threads(fd: int) -> None:
     assert_type(trio_uring.RingPool.shared().closed, bool)
 
 
+async def sharded(shard: trio_uring.Shard, number: int) -> int:
+    await shard.send((shard.index + 1) % shard.count, number)
+    async for message in shard:
+        print(message, shard.cpu)
+    listener = await shard.listen_tcp(8080, host="::1")
+    return listener.socket.family
+
+
+async def many() -> None:
+    group = trio_uring.RingGroup([1], idle=0.001, workers=4)
+    assert_type(group.loops(), "dict[int, int]")
+    try:
+        print(await trio_uring.shards(sharded, 1, shards=2, group=group))
+        print(trio_uring.run_shards(sharded, 1, shards=2, cpus=[0], kind="threads", io_backend="uring"))
+    except trio_uring.ShardDiedError as error:
+        assert_type(error.index + error.exitcode, int)
+    except trio_uring.RemoteTraceback as error:
+        assert_type(error.text, str)
+
+
 def runs(host: socket.socket) -> None:
     print(trio_uring.__version__)
     trio_uring.dump_on_signal(signal.SIGUSR1, "dump")

@@ -11,7 +11,10 @@ from trio_uring import UringBackend
 from trio_uring._loop.options import Choice, resolve
 
 DEFAULT = UringBackend()
-GOOD = "the options are sq_entries=2 to 32768, cq_entries=2 to 65536, speculate=0, 1 or auto, spin=0 to 1000"
+GOOD = (
+    "the options are sq_entries=2 to 32768, cq_entries=2 to 65536, speculate=0, 1 or auto, spin=0 to 1000, "
+    "async_workers_cpuset=processors such as 6-7 or 5,7"
+)
 
 
 def test_the_defaults() -> None:
@@ -137,9 +140,16 @@ def test_bad_options_are_refused_in_the_name_of_their_variable(io_backend: str) 
 def test_the_public_names() -> None:
     assert sorted(trio_uring.__all__) == [
         "OperationSnapshot",
+        "PoolReader",
+        "PooledRing",
+        "RemoteTraceback",
+        "RingGroup",
         "RingMonitor",
+        "RingPool",
         "RingRates",
         "RingSnapshot",
+        "Shard",
+        "ShardDiedError",
         "StatxResult",
         "TaskSnapshot",
         "UringBackend",
@@ -158,7 +168,9 @@ def test_the_public_names() -> None:
         "readinto_at",
         "readinto_many",
         "run",
+        "run_shards",
         "sendfile",
+        "shards",
         "snapshot",
         "splice",
         "start_guest_run",

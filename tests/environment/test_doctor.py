@@ -58,13 +58,14 @@ def test_json_has_the_documented_keys() -> None:
     report = json.loads(done.stdout)
     assert set(report) == {
         "usable", "verdict", "cause", "remedy", "errno", "ring", "versions", "limits", "setup_flags",
-        "operations", "restricted", "features", "seams",
+        "operations", "restricted", "features", "seams", "groups",
     }  # fmt: skip
     assert report["restricted"] == []
     assert report["usable"] is True
     assert [report[key] for key in ("cause", "remedy", "errno")] == [None] * 3
     assert report["ring"] == {"sq_entries": 512, "cq_entries": 4096}
     assert report["seams"] == []
+    assert report["groups"] == {"usable": True, "cause": None, "remedy": None}
     assert set(report["limits"]) == {
         "memlock", "memlock_charged", "nofile", "open_files", "io_uring_disabled", "io_uring_group",
         "sysctl_forbids", "seccomp",

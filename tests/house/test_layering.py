@@ -16,7 +16,7 @@ PACKAGE = ROOT / "trio_uring"
 LAYERS = [
     {"_ring"},
     {"_loop"},
-    {"_sockets", "_files", "_positional"},
+    {"_sockets", "_files", "_positional", "_groups"},
     {"_observe"},
     {"_entry"},
 ]

@@ -8,6 +8,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from conftest import GROUP
+from conftest import handed_over as handed_over
+
 from trio_uring._ring.ring import FIRST_USER_DATA, Ring, ffi
 from trio_uring.testing import SimulatedRing
 
@@ -30,7 +33,7 @@ class Completion(NamedTuple):
 def make_ring(kind: str, sq_entries: int, cq_entries: int | None) -> Ring:
     """A ring of one of the KINDS."""
     if kind == "kernel":
-        return Ring(sq_entries, cq_entries)
+        return Ring(sq_entries, cq_entries) if GROUP is None else GROUP.make_ring(sq_entries, cq_entries)
     return SimulatedRing(sq_entries, cq_entries, seed=1 if kind == "simulated-random" else None, poison=True)
 
 

@@ -30,6 +30,7 @@ import trio
 from .._loop.options import UringBackend
 from .._ring import availability
 from .._ring.availability import Facts, UringUnavailableError
+from .._ring.group import RingGroup
 from .._ring.ring import FIRST_USER_DATA, OP_NOP, STRAY_DATA, Ring, ffi
 from .._version import __version__
 from . import seams
@@ -188,6 +189,7 @@ class Report:
     operations: list[tuple[Capability, bool | None]]
     features: list[tuple[Capability, bool | None]]
     mismatches: list[str]
+    groups: Verdict
     verdict: Verdict
     restricted: frozenset[int] = frozenset()  # operations that are there and that a restriction forbids
 
@@ -292,10 +294,25 @@ def _refused(error: OSError, step: str) -> Verdict:
     return Verdict(error.cause, error.remedy, error.errno)
 
 
+def _try_groups() -> Verdict:
+    """Makes a ring in a group whose I/O processor is the last of this process's."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        return Verdict(
+            f"this process may run on processor {cpus[0]} only, and a group needs one for the loop and one for its I/O",
+            "allow it more, with taskset(1), cpuset(7) or the limits of its container",
+        )
+    try:
+        return _try_ring(UringBackend(sq_entries=8, group=RingGroup(cpus[-1:])))
+    except ValueError as error:
+        return Verdict(str(error), "name I/O processors that the process may use")
+
+
 def _try_ring(options: UringBackend) -> Verdict:
     """Makes the ring that a run makes and sends a NOP through it."""
+    make_ring = Ring if options.group is None else options.group.make_ring
     try:
-        ring = Ring(options.sq_entries, options.cq_entries)
+        ring = make_ring(options.sq_entries, options.cq_entries)
     except OSError as error:
         return _refused(error, "setup")
     try:
@@ -353,7 +370,8 @@ def examine() -> Report:
             verdict = Verdict(cause, "boot an unmodified Linux 6.1 or newer", sizes=verdict.sizes)
         else:
             verdict = attrs.evolve(patience.ask(_try_run), sizes=verdict.sizes)
-    return Report(facts, _versions(), flags, operations, features, mismatches, verdict, prober.restricted)
+    groups = patience.ask(_try_groups) if verdict.usable else verdict
+    return Report(facts, _versions(), flags, operations, features, mismatches, groups, verdict, prober.restricted)
 
 
 def _versions() -> dict[str, str | None]:
@@ -431,6 +449,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "restricted": [each.name for each in OPERATIONS if each.number in report.restricted],
         "features": table(report.features),
         "seams": report.mismatches,
+        "groups": {"usable": report.groups.usable, "cause": report.groups.cause, "remedy": report.groups.remedy},
     }
 
 
@@ -476,6 +495,12 @@ def as_text(report: Report, colour: bool = False) -> Iterator[str]:
     yield ""
     yield "seams (the names of Trio and AnyIO that are replaced)"
     yield from (f"  {mismatch}" for mismatch in report.mismatches or ["all fit"])
+    yield ""
+    yield "ring groups (I/O on processors of its own)"
+    groups = report.groups
+    yield f"  {answer(groups.usable)}" + (
+        "" if groups.usable else f": {groups.cause}. To change that: {groups.remedy}."
+    )
     yield ""
     yield f"{answer(report.verdict.usable)}: {report.verdict.sentence()}"
 
@@ -528,6 +553,7 @@ def main(argv: Sequence[str]) -> int:
         available is false}}.
       restricted: list of str, the operations that the kernel has and that a restriction of this process forbids.
       seams: list of str, what of the installed Trio and AnyIO does not fit.
+      groups: {usable: bool, whether a `RingGroup` works here; cause, remedy: as above}.
     """
     parser = argparse.ArgumentParser(
         prog="python -m trio_uring doctor",

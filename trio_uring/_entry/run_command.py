@@ -18,13 +18,15 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 USAGE = """\
-usage: python -m trio_uring run [--io-backend uring|auto|epoll] TARGET [ARGUMENTS]
+usage: python -m trio_uring run [--io-backend uring|auto|epoll] [--async-workers-cpuset LIST]
+                                TARGET [ARGUMENTS]
        python -m trio_uring doctor [--json]
        python -m trio_uring dump PID [--json]
        python -m trio_uring --version
 
 run      runs an unchanged program with Trio, and AnyIO on Trio, on io_uring. TARGET and what follows is
          what stands after `python`: a script, -m MODULE, -c CODE, a directory, a zip file, or - (stdin).
+         LIST, such as 6,7 or 6-7, are processors that do the I/O for it, and nothing else of it.
 doctor   tells whether io_uring can be used here, and what to change if not
 dump     tells what every run on the ring in a process is doing (CPython 3.14 and newer)
 """
@@ -46,13 +48,18 @@ def main(argv: Sequence[str]) -> int:
     Returns the exit code 2 for wrong arguments and 1 where the start-up hook is missing; otherwise does not
     return.
     """
-    backend, target = _parse(argv)
+    backend, cpus, target = _parse(argv)
     if backend not in _BACKENDS or not target:
         asked_for_help = list(argv) in (["-h"], ["--help"])
         print(USAGE, end="", file=sys.stdout if asked_for_help else sys.stderr)
         return 0 if asked_for_help else 2
-    if os.environ.get("TRIO_IO_BACKEND") != backend:
+    options = os.environ.get("TRIO_URING_OPTIONS", "")
+    if cpus and f",async_workers_cpuset={cpus}," not in f",{options},":
+        options = ",".join(filter(None, [options, f"async_workers_cpuset={cpus}"]))
+    if (os.environ.get("TRIO_IO_BACKEND"), os.environ.get("TRIO_URING_OPTIONS", "")) != (backend, options):
         os.environ["TRIO_IO_BACKEND"] = backend
+        if options:
+            os.environ["TRIO_URING_OPTIONS"] = options
         _become(sys.orig_argv[1:])
     if "trio_uring_startup" not in sys.modules:
         print(_NO_HOOK.format(executable=sys.executable), end="", file=sys.stderr)
@@ -60,16 +67,21 @@ def main(argv: Sequence[str]) -> int:
     _become([*_interpreter_flags(), *target])
 
 
-def _parse(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """The backend and what stands after it; our own options stand before the target and nowhere else."""
-    first = argv[0] if argv else ""
-    if first == "--io-backend":
-        return (argv[1] if len(argv) > 1 else ""), argv[2:]
-    if first.startswith("--io-backend="):
-        return first.partition("=")[2], argv[1:]
-    if first in ("-h", "--help"):
-        return "", ()
-    return "uring", argv
+def _parse(argv: Sequence[str]) -> tuple[str, str, Sequence[str]]:
+    """The backend, the processors for its I/O, and what stands after them; our own options stand before the target and nowhere
+    else. No backend where they are wrong, or help is asked for."""
+    given = {"--io-backend": "uring", "--async-workers-cpuset": ""}
+    while argv and argv[0].partition("=")[0] in given:
+        name, equals, value = argv[0].partition("=")
+        if not equals:
+            value = argv[1] if len(argv) > 1 else ""
+        if not value:
+            return "", "", ()
+        given[name] = value
+        argv = argv[1 if equals else 2 :]
+    if argv and argv[0] in ("-h", "--help"):
+        return "", "", ()
+    return given["--io-backend"], given["--async-workers-cpuset"], argv
 
 
 def _interpreter_flags() -> list[str]:

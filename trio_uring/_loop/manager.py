@@ -127,6 +127,7 @@ class UringIOManager:
         "last_user_data",
         "lone_completion",
         "operations",
+        "polled",
         "readers",
         "receives",
         "requeueing",
@@ -138,8 +139,11 @@ class UringIOManager:
         "writers",
     )
 
-    def __init__(self, backend: UringBackend, make_ring: Callable[[int, int | None], Any] = Ring) -> None:
+    def __init__(self, backend: UringBackend, make_ring: Callable[[int, int | None], Any] | None = None) -> None:
+        if make_ring is None:
+            make_ring = backend.group.make_ring if backend.group is not None else Ring
         self.ring: Ring = make_ring(backend.sq_entries, backend.cq_entries)
+        self.polled = self.ring.polled
         # user_data -> Poll or Operation: what a completion may name, and whose memory the kernel may still touch.
         self.operations: dict[int, Any] = {}
         self.ring.keep = self.operations
@@ -162,7 +166,7 @@ class UringIOManager:
         self.free_sent: list[Any] = []
         self.speculate = backend.speculate is True
         # The ring's address where what is at hand may be answered on the spot, else 0.
-        self.at_hand: int = self.ring.address if backend.speculate else 0
+        self.at_hand: int = self.ring.address if backend.speculate and not self.polled else 0
         # Whose run it is; for who looks at it from outside.
         self.thread = threading.get_ident()
         # The tick handed out one completion: there is no batch that a send could wait for.
@@ -199,7 +203,9 @@ class UringIOManager:
 
     def get_events(self, timeout: float) -> Events:
         """Submit, wait, reap. Falsy if and only if the timeout (seconds) expired."""
-        events = self.ring.wait(timeout)
+        # With work at hand nobody takes this for an idle run, so what a poller is at can wait.
+        ring = self.ring
+        events = ring.peek() if self.polled and not timeout and self._has_work() else ring.wait(timeout)
         if events is None:
             return _NOTHING
         if events:
@@ -207,12 +213,18 @@ class UringIOManager:
             return events
         return _WOKEN
 
+    @staticmethod
+    def _has_work() -> bool:
+        """Whether tasks are ready to run. In guest mode also asked by the thread that sleeps, when none is."""
+        runner = getattr(GLOBAL_RUN_CONTEXT, "runner", None)
+        return runner is not None and bool(runner.runq)
+
     def process_events(self, events: Events) -> None:
         """Hand the completions to their operations. Always on the run's own thread."""
         ring = self.ring
         self.handed_out[0] = _NOTHING
         if events is _WOKEN:
-            events = ring.wait(0) or _NOTHING
+            events = ring.peek() or _NOTHING
         if not events:
             ring.owner_back()
             return
@@ -255,6 +267,8 @@ class UringIOManager:
                 task._next_send_fn = task.coro.send
                 task._abort_func = None
                 runq.append(task)
+        if self.polled:
+            ring.recycle_buffers()
 
     def force_wakeup(self) -> None:
         """End the current or next `get_events`: any thread, any signal handler."""
@@ -317,6 +331,8 @@ class UringIOManager:
                 self.ring.cancel_fd(fd, [each.user_data for each in (*waiting, *self.cancelling.get(fd, ()))])
             for operation in waiting:
                 operation.close()
+        elif self.polled and not self.ring.closed:
+            self.ring.release()
         for operation in tuple(self.requeueing.get(fd, ())):
             operation.close()
 

@@ -1,6 +1,6 @@
 """Layer 4: what `io_backend` and the environment may say, and which of them decides.
 
-Knows the words that a user types; knows nothing of Trio, nor of rings, nor how a choice is carried out.
+Knows the words that a user types, and the groups that rings are made in; knows nothing of Trio, nor how a choice is carried out.
 
 Order of precedence: an `io_backend` given to the run, then the variable TRIO_IO_BACKEND, then epoll.
 TRIO_URING_OPTIONS gives the options to whoever asked for the ring by name, in the call or in the environment;
@@ -10,13 +10,19 @@ a `UringBackend` instance is used as it is.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import attrs
 
+if TYPE_CHECKING:
+    from .._ring.group import RingGroup
+
 BACKEND_VARIABLE: Final = "TRIO_IO_BACKEND"
 OPTIONS_VARIABLE: Final = "TRIO_URING_OPTIONS"
+
+GROUP_OPTION: Final = "async_workers_cpuset"
 
 _MAX_SQ_ENTRIES: Final = 32768
 _MAX_CQ_ENTRIES: Final = 65536
@@ -54,6 +60,25 @@ def _switch(default: Speculate) -> Any:
     return attrs.field(default=default, validator=check, metadata={"parse": parse, "values": "0, 1 or auto"})
 
 
+def _group() -> Any:
+    """The option that is a RingGroup; in text the list of its processors. The shim is loaded for those who ask for a group."""
+
+    def check(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is not None:
+            from .._ring.group import RingGroup
+
+            if not isinstance(value, RingGroup):
+                raise TypeError(f"group must be a trio_uring.RingGroup, not {value!r}")
+
+    def parse(text: str) -> frozenset[int]:
+        from .._ring.group import parse_cpus
+
+        return parse_cpus(text)
+
+    metadata = {"name": GROUP_OPTION, "parse": parse, "values": "processors such as 6-7 or 5,7"}
+    return attrs.field(default=None, validator=check, metadata=metadata)
+
+
 @attrs.frozen(kw_only=True)
 class UringBackend:
     """A configured ring: `trio.run(main, io_backend=UringBackend(sq_entries=1024))`.
@@ -66,9 +91,11 @@ class UringBackend:
       speculate: whether a call first tries, on the calling core, the system call that cannot wait, and queues an entry only
         where that finds nothing at hand. "auto" tries where it nearly always succeeds and is the faster: data of a file that is
         in the page cache. True tries in socket.recv and send, too. False: every operation goes through the ring
-        (docs/benchmarks.md).
+        (docs/benchmarks.md). In a group "auto" is False.
       spin: microseconds, 0 to 1000, for which a run with one or two operations a tick looks for the next completion before it
         sleeps. Only while its sleeps are so short that this pays; other threads run meanwhile. 0 sleeps at once, always.
+      group: the `RingGroup` whose processors do the run's I/O; None for the run's own. In text, async_workers_cpuset with the
+        list of the processors, and one group for all runs of the process.
 
     Raises:
       TypeError: an option of the wrong type.
@@ -79,8 +106,13 @@ class UringBackend:
     cq_entries: int | None = _number(None, 2, _MAX_CQ_ENTRIES)
     speculate: bool | Literal["auto"] = _switch("auto")
     spin: int = _number(20, 0, 1000)
+    group: RingGroup | None = _group()  # noqa: RUF009
 
     def __attrs_post_init__(self) -> None:
+        if self.group is not None and self.speculate is True:
+            raise ValueError(
+                "speculate is for rings without a group: in one, nothing is tried on the loop's own processor"
+            )
         if self.cq_entries is not None and self.cq_entries < self.sq_entries:
             raise ValueError(f"cq_entries must be at least sq_entries ({self.sq_entries}), not {self.cq_entries}")
 
@@ -93,19 +125,24 @@ class UringBackend:
         Raises:
           ValueError: an unknown or repeated name, or a bad value; the message lists the good ones.
         """
-        fields = {field.name: field for field in attrs.fields(cls)}
+        fields = {field.metadata.get("name", field.name): field for field in attrs.fields(cls)}
         good = ", ".join(f"{name}={field.metadata['values']}" for name, field in fields.items())
         given: dict[str, Any] = {}
-        for item in filter(None, map(str.strip, text.split(","))):
+        # A processor after a comma is one more of the list that it follows.
+        for item in filter(None, map(str.strip, re.split(r",(?!\s*\d[\d\s-]*(?:,|$))", text))):
             name, equals, value = (part.strip() for part in item.partition("="))
             if name not in fields or not equals:
                 raise ValueError(f"unknown option {item!r}; the options are {good}")
-            if name in given:
+            if fields[name].name in given:
                 raise ValueError(f"{name} is given twice")
             try:
-                given[name] = fields[name].metadata["parse"](value)
+                given[fields[name].name] = fields[name].metadata["parse"](value)
             except (ValueError, KeyError):
                 raise ValueError(f"bad value in {item!r}; the options are {good}") from None
+        if "group" in given:
+            from .._ring.group import shared_group
+
+            given["group"] = shared_group(given["group"])
         return cls(**given)
 
 

@@ -23,7 +23,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from .availability import unavailable
 
@@ -174,15 +174,34 @@ class RingCounters:
     cq_overflows: int
 
 
+class Poller(NamedTuple):
+    """The kernel thread that takes the submissions of a ring (IORING_SETUP_SQPOLL).
+
+    Attributes:
+      cpu: the processor that it is pinned to, at least 0.
+      idle_ms: milliseconds without any submission after which it sleeps, at least 1.
+      attach_to: the descriptor of a ring whose poller is to serve this one too, which decides the processor; -1 for a new poller.
+    """
+
+    cpu: int
+    idle_ms: int
+    attach_to: int = -1
+
+
+_NO_POLLER: Final = Poller(-1, 0)
+
+
 class Ring:
     """An io_uring instance with one owner thread (Linux 6.1 or newer).
 
-    Set up with SINGLE_ISSUER, DEFER_TASKRUN, TASKRUN_FLAG, SUBMIT_ALL and CQSIZE, its descriptor registered with the
-    owner thread, and an eventfd whose read in the ring is what `wake` completes.
+    Set up with SINGLE_ISSUER, SUBMIT_ALL and CQSIZE, its descriptor registered with the owner thread, and an eventfd whose
+    read in the ring is what `wake` completes. Without a poller also with DEFER_TASKRUN and TASKRUN_FLAG; with one, with
+    SQPOLL and SQ_AFF, which exclude these two.
 
     Args:
       sq_entries: submission queue entries, 2 to 32768; the kernel rounds up to a power of two.
       cq_entries: completion queue entries, at least `sq_entries`, at most 65536; None for eight times as many.
+      poller: the kernel thread that submits; None for the owner thread.
 
     Raises:
       ValueError: a size out of range.
@@ -192,14 +211,18 @@ class Ring:
     Attributes:
       keep: whatever holds the memory that entries in flight name, for a ring that is never closed and that the garbage
         collector finds: `close` gets it then.
+      polled: whether a poller submits (bool).
       abandoned: called in that case with the completions that `close` returned, which may be of descriptors (F9).
     """
 
+    polled: bool = False
     keep: object = None
+    _closed = True
     abandoned: Callable[[list[int]], object] | None = None
 
-    def __init__(self, sq_entries: int = 512, cq_entries: int | None = None) -> None:
+    def __init__(self, sq_entries: int = 512, cq_entries: int | None = None, poller: Poller | None = None) -> None:
         self._closed = True
+        self.polled = poller is not None
         if not 2 <= sq_entries <= 32768:
             raise ValueError(f"sq_entries must be 2 to 32768, not {sq_entries}")
         if cq_entries is None:
@@ -217,7 +240,7 @@ class Ring:
         wanted = sq_entries, cq_entries
         deadline = time.monotonic() + _MEMORY_BACK
         while True:
-            rc = lib.tu_open(self._r, sq_entries, cq_entries, step)
+            rc = lib.tu_open(self._r, sq_entries, cq_entries, *(poller or _NO_POLLER), step)
             if rc == 0:
                 break
             if rc == -errno.ENOMEM and sq_entries > _SMALLEST:
@@ -349,6 +372,32 @@ class Ring:
         if rc:
             self._fail(rc)
 
+    def release(self) -> None:
+        """Make certain that no completed request holds its file any more; for use before close(2).
+
+        A poller lets go of a file a moment after the completion can be seen. Without a poller this does nothing.
+        """
+        rc = lib.tu_release(self._r)
+        if rc:
+            self._fail(rc)
+
+    def limit_workers(self, cpu: int, workers: int | None) -> None:
+        """Pin the kernel's workers for this ring to a processor, and limit how many work on files at the same time.
+
+        Of a ring with a poller these are the poller's, of all of its rings (IORING_REGISTER_IOWQ_AFF and
+        IORING_REGISTER_IOWQ_MAX_WORKERS, io_uring_register(2)).
+        """
+        rc = lib.tu_workers(self._r, cpu, workers or 0)
+        if rc:
+            self._fail(rc)
+
+    def recycle_buffers(self) -> None:
+        """The data of the last `wait` has been copied out: its provided buffers are the kernel's again, before the next `wait`.
+
+        A poller may look for one as soon as a receive is queued, and not as late as in that `wait`.
+        """
+        lib.tu_recycle_buffers(self._r)
+
     def cancel_sync(self, *, user_data: int = 0, fd: int = -1, flags: int = 0, timeout: float | None = None) -> int:
         """IORING_REGISTER_SYNC_CANCEL (kernel 6.0): cancel, and wait for it for at most `timeout` seconds.
 
@@ -406,6 +455,20 @@ class Ring:
         # Never negative, which is the shim's word for ever.
         ns = -1 if timeout is None else int(timeout * 1e9) if timeout > 0 else 0
         n = lib.tu_wait(self._r, ns, self._out, self._max)
+        if n > 0:
+            return ffi.unpack(self._out, 3 * n)  # type: ignore[no-any-return]
+        if n == -errno.ETIME:
+            return None
+        if n:
+            self._fail(n)
+        return []
+
+    def peek(self) -> list[int] | None:
+        """As `wait(0)`, without waiting for a poller to be done with what it has been given: None tells less then.
+
+        `wait` makes certain, before it says that its timeout expired, that whatever completes at once has completed.
+        """
+        n = lib.tu_peek(self._r, self._out, self._max)
         if n > 0:
             return ffi.unpack(self._out, 3 * n)  # type: ignore[no-any-return]
         if n == -errno.ETIME:
