@@ -107,17 +107,18 @@ def by_prepared_list(pool: Any, fd: int) -> Callable[[int], Round]:
 
 
 def into_buffers(pool: Any, fd: int) -> Callable[[int], Round]:
-    """`readinto_many` into buffers that are used again."""
+    """`readinto_many` into buffers that are used again, at addresses that O_DIRECT takes."""
+    import trio_uring
 
     def make(_: int) -> Round:
-        made: dict[int, list[tuple[int, bytearray]]] = {}
-        buffers: list[bytearray] = []
+        made: dict[int, list[tuple[int, memoryview]]] = {}
+        buffers: list[memoryview] = []
 
         def read(places: list[int]) -> None:
             requests = made.get(id(places))
             if requests is None:
                 while len(buffers) < len(places):
-                    buffers.append(bytearray(BLOCK))
+                    buffers.append(trio_uring.aligned_buffer(BLOCK))
                 requests = made[id(places)] = list(zip(places, buffers, strict=False))
             with pool.acquire() as ring:
                 if ring.readinto_many(fd, requests)[-1] != BLOCK:
@@ -160,23 +161,23 @@ def play(
     path = file_of_blocks() if flags else cached(file_of_blocks())
     fd = os.open(path, os.O_RDONLY | flags)
     with trio_uring.RingPool(stage.tasks, entries) as pool:
-        tell(stage, *in_threads(how(pool, fd), stage.seconds, stage.tasks, count))
+        tell(stage, *in_threads(how(pool, fd), stage.seconds, stage.tasks, count), count)
     os.close(fd)
 
 
-def tell(stage: Stage, blocks: int, wall: float, cpu: float) -> None:
+def tell(stage: Stage, blocks: int, wall: float, cpu: float, count: int = COUNT) -> None:
     """What has been measured, a lap being a list."""
-    lap = wall * stage.tasks * COUNT / blocks * 1e6
+    lap = wall * stage.tasks * count / blocks * 1e6
     stage.measured(blocks, wall, cpu, lap, lap)
 
 
-def scaling(seconds: float) -> dict[str, list[tuple[int, float]]]:
-    """Blocks a second for each number of threads, by each way; in turns, the best of three."""
+def scaling(seconds: float, rounds: int) -> dict[str, list[tuple[int, float]]]:
+    """Blocks a second for each number of threads, by each way; in turns, the best of each."""
     import trio_uring
 
     found: dict[str, dict[int, float]] = {}
     fd = os.open(cached(file_of_blocks()), os.O_RDONLY)
-    for _ in range(3):
+    for _ in range(rounds):
         for threads in (1, 2, 4, 8, 16, 32, 64):
             with closing(trio_uring.RingPool(min(threads, 8))) as pool:
                 ways = {
@@ -196,8 +197,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     arguments.add_argument("--png", help="where the plot goes; without it figures are printed only")
     arguments.add_argument("--seconds", type=float, default=0.5)
+    arguments.add_argument("--rounds", type=int, default=3)
     given = arguments.parse_args()
-    found = scaling(given.seconds)
+    found = scaling(given.seconds, given.rounds)
     for name, points in found.items():
         print(f"{name:30}", *(f"{threads}: {rate / 1e6:.2f} M/s" for threads, rate in points))
     if given.png:
