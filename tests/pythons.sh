@@ -91,7 +91,7 @@ for version in ${PYTHONS:-3.10 3.11 3.12 3.13 3.14 3.15 3.14t 3.15t}; do
     copy_to "$work/copy" && $root mv "$work/copy" "$work/sid/root/tree"
     echo "== $($root chroot "$work/sid" "python$version" -VV), of Debian, in a chroot"
     $root unshare --mount --propagation private sh -c '
-      mount -t proc proc "$0/proc" && mount --rbind /sys "$0/sys" && mount --rbind /dev "$0/dev" && mount -t tmpfs tmpfs "$0/tmp" -o mode=1777
+      mount -t proc proc "$0/proc" && mount --rbind /sys "$0/sys" && mount --rbind /dev "$0/dev" # its /tmp lies on this disk
       exec env HOME=/root TMPDIR=/tmp PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin chroot "$0" sh -c '\''cd /root/tree; job=$1; shift; exec sh -c "$job" job "$@"'\'' in "$@"' \
       "$work/sid" "$job" "python$version" "$@" || { failed=1; echo "$version: failed"; }
   else
