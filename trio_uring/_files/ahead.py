@@ -38,12 +38,18 @@ class ReadAhead:
       ends: what a line may end with, the likeliest first.
 
     Attributes:
-      state: the file when `wanted` was last called.
+      state: what the file tells of itself; `seen` of it: size, ctime, and whether it has settled, when `wanted` was last called.
       offset: from where on to read what is `wanted`.
+      kept: the bytes at hand may be handed out by later calls.
       known: false if the file did not tell where its position and its end are.
       by_lines: lines are what is read at present.
       line_at_hand: then, a line can be had without waiting: its end, or that of the file, is among bytes that are kept.
     """
+
+    __slots__ = (
+        "_changed", "_data", "_end", "_last", "_offset", "_size", "_start", "_to_the_end", "by_lines", "chunk", "ends", "fd",
+        "kept", "known", "line_at_hand", "offset", "seen", "state",
+    )  # fmt: skip
 
     def __init__(self, fd: int, chunk: int, ends: tuple[bytes, ...]) -> None:
         self.fd = fd
@@ -51,8 +57,8 @@ class ReadAhead:
         self.ends = ends
         self.state: Any = ffi.new("tu_file_state *")
         self.by_lines = False
-        self.offset = 0
-        self._last = 0
+        self.offset = self._last = 0
+        self.seen = (0, 0, False)
         self.forget()
 
     def forget(self) -> None:
@@ -61,13 +67,13 @@ class ReadAhead:
         self._start = self._end = 0  # of the bytes at hand, in _data
         self._offset = -1  # of the first of them, in the file
         self._to_the_end = False
-        self._kept = self.line_at_hand = False
+        self.kept = self.line_at_hand = False
         self.known = True
         self._size, self._changed = -1, 0  # of the file, where bytes are kept
 
     def begin(self) -> None:
         """A call begins: what is not to be kept is forgotten."""
-        if not self._kept:
+        if not self.kept:
             self.forget()
 
     # ------------------------------------------------------------------ what is there
@@ -115,33 +121,35 @@ class ReadAhead:
             self.known = False
             return 0
         if position is None:
-            position = state.position
-        if self._kept and (self._size != state.size or self._changed != state.changed):
+            position = int(state.position)
+        end, changed = int(state.size), int(state.changed)
+        if self.kept and (self._size != end or self._changed != changed):
             self.forget()
         in_order = self._offset == position
         if in_order and self.has(size):
             return 0
-        if state.size <= position:
+        settled = bool(state.now - changed > SETTLED)
+        self.seen = end, changed, settled
+        if end <= position:
             self.put(b"", 0, 0, position)
             return 0
-        if in_order and state.now - state.changed > SETTLED and size < MAX_READ_AHEAD // 2:
+        if in_order and settled and size < MAX_READ_AHEAD // 2:
             size = max(size, min(4 * self._last, MAX_READ_AHEAD))
-        self.offset = int(position)
-        return int(min(size, state.size - position))
+        self.offset = position
+        return min(size, end - position)
 
     def put(self, data: bytes, got: int, asked: int, offset: int) -> None:
         """What was read as `wanted` said: `data[:got]` from `offset` on, fewer bytes than were asked for where the file ended."""
-        state = self.state
+        end, changed, settled = self.seen
         self._data = data
         self._start = 0
         self._end = self._last = got
         self._offset = offset
-        self._to_the_end = got < asked or offset + got >= state.size
-        changed = state.changed
-        self._kept = kept = bool(state.now - changed > SETTLED)
-        self._size = state.size if kept else -1
+        self._to_the_end = got < asked or offset + got >= end
+        self.kept = settled
+        self._size = end if settled else -1
         self._changed = changed
-        self.line_at_hand = kept and self.by_lines and self.has_line()
+        self.line_at_hand = settled and self.by_lines and self.has_line()
 
     # ------------------------------------------------------------------ handing out
 
@@ -161,7 +169,7 @@ class ReadAhead:
             self._data = b""
             self._start = self._end = 0
         if self.by_lines:
-            self.line_at_hand = self._kept and self.has_line()
+            self.line_at_hand = self.kept and self.has_line()
         return count
 
     def peek(self) -> bytes:

@@ -57,8 +57,6 @@ class RawWrites:
       answer: what the next call answers; it is `Blocked` if there is none.
     """
 
-    __slots__ = ("answer", "fd", "size")
-
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size  # of the buffer
@@ -159,8 +157,9 @@ class BinaryFile:
         self._appends = "a" in self.raw.mode
         self.ahead = ReadAhead(self.fd, self.size, ends)
         self.reading = InPlace(self.raw, {"readinto": self.ahead.readinto, "readall": self.ahead.readall})
-        self._writes = RawWrites(self.fd, self.size)
-        self._writing = InPlace(self.raw, {"write": self._writes.write, "truncate": self._writes.truncate})
+        self._writes: RawWrites | None = None  # until there is something to write
+        # Nothing is in the object's buffer, and only its idea of the position may be an old one.
+        self._clear = not shared
         self.written = 0
 
     def begin(self, manager: UringIOManager) -> None:
@@ -183,6 +182,8 @@ class BinaryFile:
 
     def sync(self) -> None:
         """The builtin object has everything."""
+        if self._clear and self.buffered and not self.closed:
+            self.real.tell()
 
     # ------------------------------------------------------------------ the operations
 
@@ -257,6 +258,7 @@ class BinaryFile:
 
     def held(self) -> int:
         """The bytes that the builtin object has read ahead; negative: that it has to write."""
+        self._clear = False  # whoever asks goes on with the object
         return os.lseek(self.fd, 0, os.SEEK_CUR) - int(self.real.tell())
 
     async def _head(self, held: int) -> bytes:
@@ -285,7 +287,7 @@ class BinaryFile:
             await self.have(count)
             data = self.ahead.take(count)
             return real.read(size) if data is None else data
-        held = self.held()
+        held = 0 if self._clear else self.held()
         if count <= held:
             return real.read(count)
         missing = count - max(held, 0)
@@ -294,11 +296,12 @@ class BinaryFile:
         if not self._can_write:
             await self.have(whole)
             if held == 0 and whole == missing:
-                # Not through its buffer, and without a copy where it is much; its idea of the position has to follow.
+                # Not through its buffer, and without a copy where it is much.
                 data = self.ahead.take(count)
                 if data is not None:
-                    real.tell()
+                    self._clear = not self.shared
                     return data
+            self.held()
             return real.read(count)
         if held <= 0:
             await self.flush()
@@ -312,6 +315,9 @@ class BinaryFile:
         if not self._can_read:
             return real.readall()
         if not self.buffered:
+            await self.have_all()
+            return self.ahead.readall()
+        if self._clear and not self._can_write:
             await self.have_all()
             return self.ahead.readall()
         held = self.held()
@@ -406,7 +412,7 @@ class BinaryFile:
             await self.have_line(most=limit if limit >= 0 else sys.maxsize)
             return self._raw_line(limit) if self.ahead.known else real.readline(size)
         held = self.held()
-        if held > 0 and not self._can_write and (0 <= limit <= held or b"\n" in real.peek()):
+        if 0 <= limit <= held or (held > 0 and not (self._can_write or self.ahead.kept) and b"\n" in real.peek()):
             return real.readline(size)
         if held <= 0 and self._can_write:
             await self.flush()
@@ -468,11 +474,13 @@ class BinaryFile:
 
     async def _blocking(self, method: Callable[..., Any], *args: Any) -> Any:
         """A method of the builtin object that may write or truncate. What is written past its buffer is the first argument."""
-        writes = self._writes
+        writes = self._writes = self._writes or RawWrites(self.fd, self.size)
+        place = InPlace(self.raw, {"write": writes.write, "truncate": writes.truncate})
         try:
             while True:
                 try:
-                    with self._writing:
+                    self._clear = False
+                    with place:
                         return method(*args)
                 except Blocked as blocked:
                     data, length = blocked.data, blocked.length
@@ -546,13 +554,16 @@ class BinaryFile:
 
     def try_flush(self) -> None:
         """`flush`, or `Blocked` where that has to wait."""
-        with self._writing:
+        self._writes = self._writes or RawWrites(self.fd, self.size)
+        with InPlace(self.raw, {"write": self._writes.write, "truncate": self._writes.truncate}):
             type(self.real).flush(self.real)
 
     async def truncate(self, size: Any = None) -> Any:
         """Cut or extend the file to `size` bytes, by default to the position, which stays."""
-        raw = self.real.truncate if self.buffered or not self._can_write else self._writes.truncate
-        return await self._blocking(raw, size)
+        if self.buffered or not self._can_write:
+            return await self._blocking(self.real.truncate, size)
+        self._writes = self._writes or RawWrites(self.fd, self.size)
+        return await self._blocking(self._writes.truncate, size)
 
     async def _cut(self, length: int) -> int:
         """ftruncate(2)."""
