@@ -55,9 +55,10 @@ def on_ring(program: str, *arguments: str) -> str:
 
 
 def in_run(program: str, *arguments: str) -> str:
-    """A program whose `main` is run on the ring."""
+    """A program whose `main` is run on the ring, with nothing answered on the spot."""
+    backend = "trio_uring.UringBackend(speculate=False)"
     return program_on_faulty(
-        RUN + textwrap.dedent(program) + "\ntrio_uring.run(main, io_backend='uring')\n", *arguments
+        RUN + textwrap.dedent(program) + f"\ntrio_uring.run(main, io_backend={backend})\n", *arguments
     )
 
 
