@@ -94,10 +94,11 @@ def repacked(archive: Path, epoch: int) -> Path:
     return archive
 
 
-def built(python: Path, others: list[Path], scratch: Path, epoch: int) -> list[Path]:
+def built(python: Path, others: list[Path], scratch: Path, revision: str, epoch: int) -> list[Path]:
     """The source distribution and the wheels of these interpreters, from a checkout of its own in `scratch`."""
     checkout = scratch / "checkout"
-    run("git", "clone", "-q", ROOT, checkout)
+    run("git", "clone", "-q", "--no-checkout", ROOT, checkout)
+    run("git", "checkout", "-q", "--detach", revision, cwd=checkout)
     date = {"SOURCE_DATE_EPOCH": str(epoch)}
     run(python, "-m", "build", "-q", "--sdist", "--outdir", scratch, checkout, cwd=scratch, **date)
     (source,) = scratch.glob("*.tar.gz")
@@ -202,7 +203,8 @@ def main() -> None:
     into = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "dist").absolute()
     if run("git", "status", "--porcelain", "--untracked-files=no"):
         step("note: what is not committed is not in the release")
-    epoch = int(run("git", "log", "-1", "--format=%ct"))
+    revision, epoch_text = run("git", "log", "-1", "--format=%H %ct").split()
+    epoch = int(epoch_text)
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
         step("tools")
@@ -218,7 +220,7 @@ def main() -> None:
         for place in places:
             step(f"built in {place.name}")
             place.mkdir(parents=True)
-        first, again = (built(python, others, place, epoch) for place in places)
+        first, again = (built(python, others, place, revision, epoch) for place in places)
         for each, other in zip(first, again, strict=True):
             same(each, other)
         source, *wheels = first
