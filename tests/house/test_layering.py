@@ -1,4 +1,4 @@
-"""The house: each folder of trio_uring is a layer and imports only those below it; the table of docs/CONTRIBUTING.md says the same."""
+"""The house: each folder of trio_uring is a layer and imports only those below it; docs/CONTRIBUTING.md says the same."""
 
 from __future__ import annotations
 
