@@ -15,6 +15,7 @@ WORKLOAD = Workload(
         Case(
             title="50 connections",
             load=Load(connections=50, size=100 * 1024),
+            quick=False,
             targets=(
                 Target(metric="cpu_us", at_most=1.0, of="trio-epoll"),
                 Target(metric="rate", at_least=1.0, of="trio-epoll"),

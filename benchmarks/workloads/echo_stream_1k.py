@@ -23,7 +23,7 @@ WORKLOAD = Workload(
             load=Load(connections=50, size=1024),
             targets=(*_CPU, Target(metric="calls", at_most=0.10)),
         ),
-        Case(label="500", title="500 connections", load=Load(connections=500, size=1024), targets=_CPU),
+        Case(label="500", title="500 connections", load=Load(connections=500, size=1024), quick=False, targets=_CPU),
     ),
 )
 

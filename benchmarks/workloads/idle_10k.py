@@ -15,6 +15,7 @@ WORKLOAD = Workload(
         Case(
             title="50 connections beside 10,000 idle ones",
             load=Load(connections=50, size=1024, idle=10_000),
+            quick=False,
             count_calls=False,  # the two phases of this load cannot be told apart from outside
             targets=(
                 Target(metric="kept", at_least=0.9),

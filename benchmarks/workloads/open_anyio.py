@@ -16,6 +16,7 @@ WORKLOAD = Workload(
     cases=(
         Case(
             title="anyio.open_file, read, close",
+            quick=False,
             targets=(
                 Target(metric="rate", at_least=6.0, of="trio-epoll"),
                 Target(metric="threads", at_most=0),
