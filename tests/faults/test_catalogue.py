@@ -150,9 +150,11 @@ def test_f03_an_entry_that_is_refused_pins_nothing_and_leaves_nothing_behind() -
         async def main():
             operations = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager.operations
             ours, theirs = trio.socket.socketpair()
-            with ours, theirs, tempfile.TemporaryFile() as plain:
+            with ours, theirs, tempfile.NamedTemporaryFile() as plain:
+                plain.write(bytes(100))
+                plain.flush()
                 fd = plain.fileno()
-                file = trio.wrap_file(open(fd, "r+b", buffering=0, closefd=False))
+                file = await trio.open_file(plain.name, "r+b", buffering=0)
                 stream = trio.SocketStream(ours)
                 peer = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                 await peer.bind(("127.0.0.1", 0))
