@@ -16,7 +16,7 @@
  *
  * How an item ends: with its length, or fewer bytes where the file ends, or a negated errno. A short read goes on where
  * it stopped. An interruption that nobody asked for (F15, F28; a cancel by a duplicate of the descriptor) is queued
- * again. EAGAIN (F20) is tried once more, in a worker, and then is the item's error. A read with O_DIRECT that is short is
+ * again, but for one that says that there was no worker. EAGAIN (F20) is tried once more, in a worker, and then is the item's error. A read with O_DIRECT that is short is
  * at the end of the file, and its rest may be answered with EINVAL, because the offset is no longer aligned.
  *
  * Direct I/O goes to a device, which idles while it has nothing to do, and which may answer a whole window at once. So its
@@ -42,9 +42,10 @@ struct tu_batch {
     size_t bounce_size;
     uint64_t blocks;  /* where they are delivered to */
     int32_t *results; /* bytes so far, then bytes or negated errno */
-    int fd, direct, cancelled;
+    int fd, direct, cancelled, elsewhere;
     int booked, first_res; /* the completion whose booking is put off */
     unsigned count, next, ended, partial; /* partial: ended with less than asked for */
+    unsigned pardons; /* how many a cancel by another descriptor may have hit */
     unsigned window, places, inflight, idle_len, again_len, full_len;
     uint16_t tag;
     struct {
@@ -124,7 +125,7 @@ static void batch_queue(tu_ring *r, unsigned place, struct io_uring_sqe *sqe)
     item = b->slots[slot].item;
     done = (unsigned)b->results[item];
     io_uring_prep_rw(IORING_OP_READ, sqe, b->fd, target(b, slot), b->lengths[item] - done, b->offsets[item] + done);
-    sqe->flags = b->slots[slot].stubborn ? IOSQE_ASYNC : 0;
+    sqe->flags = b->slots[slot].stubborn || b->elsewhere ? IOSQE_ASYNC : 0;
     sqe->user_data = slot_data(r, place, slot);
     b->inflight++;
     count(&r->stats.submitted, 1);
@@ -269,7 +270,11 @@ static void batch_note(tu_ring *r, uint64_t user_data, int res)
         b->slots[slot].stubborn = 1;
         ends = 0;
     } else if (interrupted(res)) {
-        ends = 0;
+        /* Or the kernel could make no worker for it (F40): for the caller to do, in a thread. */
+        ends = res == -ECANCELED && !b->cancelled && !b->pardons;
+        b->pardons -= res == -ECANCELED && b->pardons;
+        if (ends)
+            item_ends(b, slot, res);
     } else {
         item_ends(b, slot, res);
     }
@@ -367,6 +372,8 @@ int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *l
     b->results = results;
     b->fd = fd;
     b->direct = bounce || (fcntl(fd, F_GETFL) & O_DIRECT);
+    rc = tu_file(fd);
+    b->elsewhere = rc > 0 && rc & TU_ELSEWHERE;
     b->count = count;
     b->tag = r->batch_tag++;
     while (b->idle_len < b->places) {
@@ -465,5 +472,7 @@ static void batch_cancel_fd(tu_ring *r, int fd)
 
         if (b && (fd < 0 || b->fd == fd))
             batch_abort(r, b);
+        else if (b)
+            b->pardons += b->inflight;
     }
 }

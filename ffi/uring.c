@@ -25,6 +25,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -32,7 +33,6 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
-#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -468,6 +468,17 @@ int tu_is_owner(tu_ring *r)
     return r->owner == this_thread();
 }
 
+int tu_max_workers(tu_ring *r, unsigned bounded)
+{
+    unsigned most[2] = {bounded, 0}; /* 0 leaves the number, here of those for what is not bounded, such as sockets */
+    int rc;
+
+    if (r->state != OPEN)
+        return refuse(r);
+    rc = io_uring_register(r->ring.ring_fd, IORING_REGISTER_IOWQ_MAX_WORKERS, most, 2);
+    return rc < 0 ? rc : (int)most[0];
+}
+
 /* ---------------------------------------------------------------- what is in flight */
 
 /* By name and not only by number: a completion that came twice would otherwise be booked as that of some other entry, whose
@@ -840,10 +851,11 @@ int tu_send(uint64_t ring, int fd, const char *data, unsigned len, unsigned msg_
 
 int tu_read(uint64_t ring, int fd, const char *memory, unsigned len, uint64_t off, uint64_t user_data)
 {
-    return tu_file(fd) ? 1 : tu_rw(ring, IORING_OP_READ, fd, memory, len, off, user_data);
+    return tu_file(fd) ? 1 : tu_rw(ring, IORING_OP_READ, fd, memory, len, off, 0, user_data);
 }
 
-int tu_rw(uint64_t ring, unsigned opcode, int fd, const char *memory, unsigned len, uint64_t off, uint64_t user_data)
+int tu_rw(uint64_t ring, unsigned opcode, int fd, const char *memory, unsigned len, uint64_t off, unsigned flags,
+          uint64_t user_data)
 {
     tu_ring *r = (tu_ring *)(uintptr_t)ring;
     struct io_uring_sqe *sqe;
@@ -852,6 +864,7 @@ int tu_rw(uint64_t ring, unsigned opcode, int fd, const char *memory, unsigned l
     if (rc < 0)
         return rc;
     io_uring_prep_rw((int)opcode, sqe, fd, memory, len, off);
+    sqe->flags = (uint8_t)flags;
     sqe->user_data = user_data;
     return publish(r, sqe);
 }
@@ -1344,7 +1357,7 @@ static int walk_fd(tu_ring *r, int fd)
 int tu_cancel_fd(tu_ring *r, int fd, const uint64_t *entries, unsigned count)
 {
     unsigned tail, noted = r->noted;
-    int rc = 0;
+    int rc = 0, walked = !count;
 
     if (r->state != OPEN)
         return refuse(r);
@@ -1361,6 +1374,7 @@ int tu_cancel_fd(tu_ring *r, int fd, const uint64_t *entries, unsigned count)
             for (unsigned i = 0; i < count; i++)
                 if (!has_ended(r, entries[i])) {
                     rc = walk_fd(r, fd);
+                    walked = 1;
                     break;
                 }
     } else {
@@ -1369,7 +1383,7 @@ int tu_cancel_fd(tu_ring *r, int fd, const uint64_t *entries, unsigned count)
     /* Whoever sleeps elsewhere may not have been told of what has ended here, in this thread's own call (seen on 6.1). */
     if (r->away)
         tu_wake(r);
-    return rc;
+    return rc < 0 ? rc : walked;
 }
 
 int tu_cancel_all(tu_ring *r)
@@ -1490,16 +1504,7 @@ int tu_buffers_free(tu_ring *r)
 /* ---------------------------------------------------------------- without a ring */
 
 #include "system_calls.c"
-
-int tu_file(int fd)
-{
-    int flags;
-
-    if (lseek(fd, 0, SEEK_CUR) < 0 && errno != EINVAL) /* EINVAL: a directory of some file systems */
-        return -errno;
-    flags = fcntl(fd, F_GETFL);
-    return flags < 0 ? -errno : flags & O_DIRECT ? TU_DIRECT : 0;
-}
+#include "files.c"
 
 #define SERVE_NS 1000000
 #define LET_GO_BYTES 65536 /* copying more than these takes longer than giving the interpreter's lock away */
@@ -1552,94 +1557,8 @@ int64_t tu_pread_cached(uint64_t ring, int fd, char *memory, uint64_t length, in
     return got;
 }
 
-int tu_statx(int dirfd, const char *path, int flags, unsigned mask, char *out)
-{
-    return syscall(SYS_statx, dirfd, path, flags, mask, out) < 0 ? -errno : 0;
-}
-
-int tu_fallocate(int fd, int mode, int64_t offset, int64_t length)
-{
-    return fallocate(fd, mode, offset, length) < 0 ? -errno : 0;
-}
 
 /* ---------------------------------------------------------------- probing */
-
-/* f_type of statfs(2). None of them has a ->flush operation that waits, and none asks another process or machine. */
-static const long local_filesystems[] = {
-    0xef53,     /* ext2, ext3, ext4 */
-    0x58465342, /* xfs */
-    0x9123683e, /* btrfs */
-    0x01021994, /* tmpfs */
-    0x794c7630, /* overlayfs, over one of the others */
-    0xf2f52010, /* f2fs */
-    0x2fc12fc1, /* zfs */
-    0xca451a4e, /* bcachefs */
-    0x858458f6, /* ramfs */
-    0x3153464a, /* jfs */
-    0x4d44,     /* vfat */
-    0x2011bab0, /* exfat */
-    0x73717368, /* squashfs */
-    0xe0f5e1e2, /* erofs */
-    0x9660,     /* iso9660 */
-};
-
-int tu_file_kind(int fd)
-{
-    struct stat st;
-    struct statfs fs;
-
-    if (fstat(fd, &st) < 0)
-        return -errno;
-    if (!S_ISREG(st.st_mode))
-        return S_ISFIFO(st.st_mode) ? TU_FIFO : 0;
-    if (fstatfs(fd, &fs) < 0)
-        return -errno;
-    for (size_t i = 0; i < sizeof local_filesystems / sizeof *local_filesystems; i++)
-        if ((long)fs.f_type == local_filesystems[i])
-            return TU_LOCAL;
-    return 0;
-}
-
-int64_t tu_remaining(int fd)
-{
-    struct stat st;
-    off_t at = lseek(fd, 0, SEEK_CUR);
-
-    if (at < 0 || fstat(fd, &st) < 0)
-        return -errno;
-    return st.st_size - at;
-}
-
-static int64_t nanoseconds(struct timespec time)
-{
-    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
-}
-
-int tu_file_facts(int fd, tu_file_state *state)
-{
-    struct stat st;
-    struct timespec now;
-
-    state->position = lseek(fd, 0, SEEK_CUR);
-    if (state->position < 0 || fstat(fd, &st) < 0)
-        return -errno;
-    clock_gettime(CLOCK_REALTIME, &now);
-    state->size = st.st_size;
-    state->changed = nanoseconds(st.st_ctim);
-    state->now = nanoseconds(now);
-    return 0;
-}
-
-int tu_advance(int fd, int64_t position, int64_t count, int64_t size, int64_t changed)
-{
-    struct stat st;
-
-    if (position < 0 || lseek(fd, 0, SEEK_CUR) != position)
-        return 0;
-    if (size >= 0 && (fstat(fd, &st) < 0 || st.st_size != size || nanoseconds(st.st_ctim) != changed))
-        return 0;
-    return lseek(fd, count, SEEK_CUR) == position + count;
-}
 
 int tu_try_setup(unsigned flags, unsigned entries)
 {

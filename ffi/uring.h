@@ -44,6 +44,8 @@ unsigned tu_sq_entries(tu_ring *r);
 unsigned tu_cq_entries(tu_ring *r);
 void tu_stats(tu_ring *r, tu_counters *out); /* any thread; each counter whole, all of them of no one moment */
 int tu_is_owner(tu_ring *r);
+/* The most workers for bounded work, which is that of files, of the calling thread; answers what it was before. 0 only asks. */
+int tu_max_workers(tu_ring *r, unsigned bounded);
 
 /* Queueing. A full submission queue is flushed, in order. While the owner is away from the ring (set by a
  * tu_wait() that found nothing, cleared by tu_owner_back()) entries are submitted at once. */
@@ -55,7 +57,8 @@ int tu_recv(uint64_t ring, int fd, unsigned len, uint64_t user_data); /* into a 
 int tu_send(uint64_t ring, int fd, const char *data, unsigned len, unsigned msg_flags, uint64_t user_data);
 /* tu_read() is tu_rw() after a tu_file() that answered 0; else it answers 1 and queues nothing. */
 int tu_read(uint64_t ring, int fd, const char *memory, unsigned len, uint64_t off, uint64_t user_data);
-int tu_rw(uint64_t ring, unsigned opcode, int fd, const char *memory, unsigned len, uint64_t off, uint64_t user_data);
+int tu_rw(uint64_t ring, unsigned opcode, int fd, const char *memory, unsigned len, uint64_t off, unsigned flags,
+          uint64_t user_data);
 /* Whether such an entry or batch is queued or in flight, its last completion not handed out yet. 1 of a ring that has gone. */
 int tu_in_flight(tu_ring *r, uint64_t user_data);
 int tu_cancel(tu_ring *r, uint64_t user_data);
@@ -74,7 +77,7 @@ int tu_wake(tu_ring *r);
 void tu_spin(tu_ring *r, int64_t ns); /* how long tu_wait() may look for completions before it sleeps; at first 0 */
 
 /* Ends requests on fd, queued ones included, and lets the kernel drop its references to the file: those of the user_data in
- * `entries`, or where there are none, every one on the file. */
+ * `entries`, or where there are none, every one on the file; 1 where it was by the file in the end. */
 int tu_cancel_fd(tu_ring *r, int fd, const uint64_t *entries, unsigned count);
 int tu_cancel_all(tu_ring *r);
 int tu_workers(tu_ring *r, unsigned cpu, unsigned bounded); /* of a ring with a poller: pins its workers; 0: as many as before */
@@ -93,9 +96,11 @@ int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *l
                   uint64_t skip, int32_t *results, unsigned count, unsigned window, char *bounce, uint64_t bounce_size,
                   uint64_t blocks, uint64_t user_data);
 
-/* System calls without a ring, for any thread. tu_file() tells what a positional transfer has to know of a descriptor:
- * 0, TU_DIRECT (O_DIRECT is set), -ESPIPE where it has no positions, or -EBADF. */
+/* System calls without a ring, for any thread (files.c). tu_file() tells what a positional transfer has to know of a descriptor:
+ * TU_DIRECT (O_DIRECT is set) and TU_ELSEWHERE (a regular file whose file system may have to ask somebody), -ESPIPE where it has
+ * no positions, or -EBADF. */
 #define TU_DIRECT 1
+#define TU_ELSEWHERE 2
 int tu_file(int fd);
 /* What an entry with these fields asks for, as the system call of that name: its result, or -EACCES where there is none. For a
  * ring that may not do it. Of sockets it answers -EAGAIN in place of waiting. */
@@ -106,10 +111,12 @@ int64_t tu_system_call(unsigned opcode, int fd, void *addr, unsigned len, uint64
 int64_t tu_pread_cached(uint64_t ring, int fd, char *memory, uint64_t length, int64_t offset);
 int tu_statx(int dirfd, const char *path, int flags, unsigned mask, char *out); /* out: 256 bytes */
 int tu_fallocate(int fd, int mode, int64_t offset, int64_t length);
-/* What a descriptor is: TU_LOCAL for a regular file of a filesystem that has its data at hand in this machine, TU_FIFO, 0, or an error. */
+/* Where a descriptor, or with fd < 0 a path, is, without asking its file system: the type (S_IFMT) with TU_LOCAL where that has its
+ * data at hand in this machine, and TU_COPIES_UP where opening for writing copies a file first; -EAGAIN for a path that is not
+ * in the kernel's cache, or another error. */
 #define TU_LOCAL 1
-#define TU_FIFO 2
-int tu_file_kind(int fd);
+#define TU_COPIES_UP 2
+int tu_where(int fd, const char *path);
 int64_t tu_remaining(int fd); /* bytes between the file's position and its end, negative behind the end, or an error */
 /* A regular file: its position and size in bytes, its ctime and the time now in nanoseconds of CLOCK_REALTIME. */
 typedef struct {

@@ -636,9 +636,10 @@ class SimulatedRing(Ring):
             return
         self._queue(_Entry(OP_ASYNC_CANCEL, _IGNORED_DATA, addr=user_data, flags=_IOSQE_CQE_SKIP_SUCCESS))
 
-    def cancel_fd(self, fd: int, entries: Sequence[int] = ()) -> None:
+    def cancel_fd(self, fd: int, entries: Sequence[int] = ()) -> bool:
         if not entries:
-            return self._cancel_now(fd, CANCEL_FD | CANCEL_ALL)
+            self._cancel_now(fd, CANCEL_FD | CANCEL_ALL)
+            return True
         for user_data in entries:
             self._queue(
                 _Entry(
@@ -646,6 +647,7 @@ class SimulatedRing(Ring):
                 )
             )
         self._enter(get_events=True)
+        return False
 
     def cancel_sync(self, *, user_data: int = 0, fd: int = -1, flags: int = 0, timeout: float | None = None) -> int:
         self.submit()
@@ -677,6 +679,10 @@ class SimulatedRing(Ring):
     def recycle_buffers(self) -> None:
         if self._buffers is not None:
             self._buffers._take_back()
+
+    def max_workers(self, bounded: int) -> int:
+        """There are none."""
+        return 0
 
     def owner_back(self) -> None:
         self._away = False

@@ -13,12 +13,13 @@ from trio_uring._loop.options import Choice, resolve
 DEFAULT = UringBackend()
 GOOD = (
     "the options are sq_entries=2 to 32768, cq_entries=2 to 65536, speculate=0, 1 or auto, spin=0 to 1000, "
-    "async_workers_cpuset=processors such as 6-7 or 5,7"
+    "max_workers=1 to 32768, async_workers_cpuset=processors such as 6-7 or 5,7"
 )
 
 
 def test_the_defaults() -> None:
     assert (DEFAULT.sq_entries, DEFAULT.cq_entries, DEFAULT.speculate, DEFAULT.spin) == (512, None, "auto", 20)
+    assert DEFAULT.max_workers is None
 
 
 def test_a_backend_is_a_value() -> None:
@@ -32,6 +33,7 @@ def test_a_backend_is_a_value() -> None:
     [
         ({"sq_entries": 1}, "sq_entries must be 2 to 32768, not 1"),
         ({"sq_entries": 32769}, "sq_entries must be 2 to 32768, not 32769"),
+        ({"max_workers": 0}, "max_workers must be 1 to 32768, not 0"),
         ({"cq_entries": 65537}, "cq_entries must be 2 to 65536, not 65537"),
         ({"cq_entries": 511}, "cq_entries must be at least sq_entries (512), not 511"),
     ],
@@ -65,6 +67,7 @@ def test_a_switch_that_is_none_is_refused(value: Any) -> None:
         ("speculate=1", UringBackend(speculate=True)),
         ("speculate=0", UringBackend(speculate=False)),
         ("speculate=auto", DEFAULT),
+        ("max_workers=64", UringBackend(max_workers=64)),
     ],
 )
 def test_from_text(text: str, backend: UringBackend) -> None:

@@ -67,7 +67,7 @@ def test_json_has_the_documented_keys() -> None:
     assert report["seams"] == []
     assert report["groups"] == {"usable": True, "cause": None, "remedy": None}
     assert set(report["limits"]) == {
-        "memlock", "memlock_charged", "nofile", "open_files", "io_uring_disabled", "io_uring_group",
+        "memlock", "memlock_charged", "nofile", "open_files", "max_workers", "io_uring_disabled", "io_uring_group",
         "sysctl_forbids", "seccomp",
     }  # fmt: skip
     assert set(report["versions"]) == {"trio_uring", "python", "trio", "anyio", "liburing", "kernel"}
@@ -180,9 +180,11 @@ def test_bad_options_are_a_no_that_names_the_variable() -> None:
 
 
 def test_options_size_the_ring() -> None:
-    done = run_doctor("--json", TRIO_URING_OPTIONS="sq_entries=2,cq_entries=4")
+    done = run_doctor("--json", TRIO_URING_OPTIONS="sq_entries=2,cq_entries=4,max_workers=77")
     assert done.returncode == 0
-    assert json.loads(done.stdout)["ring"] == {"sq_entries": 2, "cq_entries": 4}
+    report = json.loads(done.stdout)
+    assert report["ring"] == {"sq_entries": 2, "cq_entries": 4}
+    assert report["limits"]["max_workers"] == 77
 
 
 def test_epoll_in_the_environment_does_not_change_the_verdict() -> None:

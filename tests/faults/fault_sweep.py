@@ -63,7 +63,16 @@ ERRNOS = {
 }
 HARD = ("ENOMEM", "EPERM", "EBADR")  # those that may go on for ever
 # Faults that no program may notice: the kernel may do all this on a good day.
-HARMLESS = {"SHORT": (0, 1), "LATE": (0, 3), "DOUBLE": (0,), "NO_ROOM": (0,), "MISS": (0,), "PART": (0,), "STALE": (0,)}
+HARMLESS = {
+    "SHORT": (0, 1),
+    "LATE": (0, 3),
+    "DOUBLE": (0,),
+    "NO_ROOM": (0,),
+    "MISS": (0,),
+    "PART": (0,),
+    "STALE": (0,),
+    "WORKER": (0,),
+}
 HARMLESS_ERRNOS = {("ENTER", "EINTR"), ("ENTER", "EAGAIN"), ("ENTER", "EBUSY"), ("READ", "EAGAIN"), ("WRITE", "EAGAIN")}
 # What no program can tell from a slow one. Whoever waits for it waits on; the run is ended after so many seconds by a kernel that
 # refuses everything, which may happen at any time, and then has to end as it does otherwise.

@@ -34,6 +34,7 @@
 #include "inject_api.h"
 
 #define TF_RINGS 256
+#define TF_WORKLESS 64
 
 typedef struct {
     struct io_uring *ring; /* NULL: free */
@@ -46,6 +47,8 @@ typedef struct {
     struct io_uring_cqe *late; /* held back until the next enter but `wait` */
     unsigned late_len, wait;
     int overflow; /* the flag is ours */
+    uint64_t workless[TF_WORKLESS]; /* entries that are to be told that there is no worker */
+    unsigned workless_len;
 } tf_shadow;
 
 static struct {
@@ -127,6 +130,17 @@ static void tf_flag(tf_shadow *s)
     __atomic_fetch_or(s->ring->sq.kflags, IORING_SQ_CQ_OVERFLOW, __ATOMIC_RELEASE);
 }
 
+/* Whether an entry found no worker; it is then forgotten. */
+static int tf_is_workless(tf_shadow *s, uint64_t user_data)
+{
+    for (unsigned i = 0; i < s->workless_len; i++)
+        if (s->workless[i] == user_data) {
+            s->workless[i] = s->workless[--s->workless_len];
+            return 1;
+        }
+    return 0;
+}
+
 static void tf_pull(tf_shadow *s)
 {
     unsigned head = *s->real_head, tail = __atomic_load_n(s->real_tail, __ATOMIC_ACQUIRE);
@@ -142,8 +156,11 @@ static void tf_pull(tf_shadow *s)
         s->wait = 0;
     }
     for (; head != tail; head++) {
-        const struct io_uring_cqe *cqe = &s->real_cqes[head & (s->entries - 1)];
+        struct io_uring_cqe *cqe = &s->real_cqes[head & (s->entries - 1)];
         int of_the_shim = cqe->user_data < TF_FIRST_USER_DATA;
+
+        if (tf_is_workless(s, cqe->user_data))
+            cqe->res = -ECANCELED;
 
         if (!tf_room(s)) {
             cramped = 1;
@@ -218,6 +235,7 @@ static int tf_queue_init_params(unsigned entries, struct io_uring *ring, struct 
     s->real_cqes = ring->cq.cqes;
     s->head = s->tail = s->late_len = s->wait = 0;
     s->overflow = 0;
+    s->workless_len = 0;
     s->cqes = calloc(s->entries, sizeof *s->cqes);
     s->late = calloc(s->entries, sizeof *s->late);
     if (!s->cqes || !s->late)
@@ -325,9 +343,47 @@ static tf_message tf_halve_message(struct msghdr *header)
     return whole;
 }
 
-/* Answers how many messages are to be made whole again. */
-static unsigned tf_mislead(struct io_uring *ring, unsigned count, tf_message *halved, unsigned most)
+static int tf_is(int fd, const char *path, mode_t kind)
 {
+    struct stat st;
+
+    return (path ? stat(path, &st) : fstat(fd, &st)) == 0 && (st.st_mode & S_IFMT) == kind;
+}
+
+/* Whether the kernel might hand it to a worker. Not what waits for others there, which no thread could be called away from. */
+static int tf_by_worker(const struct io_uring_sqe *sqe)
+{
+    if (sqe->user_data < TF_FIRST_USER_DATA)
+        return 0;
+    switch (sqe->opcode) {
+    case IORING_OP_READ:
+    case IORING_OP_WRITE:
+    case IORING_OP_WRITEV:
+        return tf_is(sqe->fd, NULL, S_IFREG);
+    case IORING_OP_SPLICE:
+        return tf_is(sqe->fd, NULL, S_IFREG) || tf_is(sqe->splice_fd_in, NULL, S_IFREG);
+    case IORING_OP_OPENAT:
+        return !tf_is(-1, (const char *)(uintptr_t)sqe->addr, S_IFIFO);
+    case IORING_OP_STATX:
+    case IORING_OP_MKDIRAT:
+    case IORING_OP_RENAMEAT:
+    case IORING_OP_UNLINKAT:
+    case IORING_OP_SYMLINKAT:
+    case IORING_OP_LINKAT:
+    case IORING_OP_FSYNC:
+    case IORING_OP_FALLOCATE:
+    case IORING_OP_CLOSE:
+    case 55: /* FTRUNCATE */
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+/* Answers how many messages are to be made whole again. */
+static unsigned tf_mislead(tf_shadow *s, unsigned count, tf_message *halved, unsigned most)
+{
+    struct io_uring *ring = s->ring;
     unsigned messages = 0;
     unsigned head = __atomic_load_n(ring->sq.khead, __ATOMIC_ACQUIRE), mask = *ring->sq.kring_mask;
 
@@ -336,6 +392,13 @@ static unsigned tf_mislead(struct io_uring *ring, unsigned count, tf_message *ha
 
         if (sqe->opcode == IORING_OP_ASYNC_CANCEL && !sqe->cancel_flags && !(sqe->addr & TF_NOBODY) && tf_hit(TF_MISS))
             sqe->addr |= TF_NOBODY;
+        if (s->workless_len < TF_WORKLESS && tf_by_worker(sqe) && tf_hit(TF_WORKER)) {
+            uint64_t user_data = sqe->user_data;
+
+            memset(sqe, 0, sizeof *sqe);
+            sqe->opcode = IORING_OP_NOP;
+            sqe->user_data = s->workless[s->workless_len++] = user_data;
+        }
         if (messages == most || !tf_splits(sqe) || !tf_hit(TF_PART))
             continue;
         if (sqe->opcode == IORING_OP_SENDMSG || sqe->opcode == IORING_OP_RECVMSG)
@@ -369,7 +432,7 @@ static int tf_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, uns
     if (s && s->late_len)
         min_complete = 0;
     if (s)
-        messages = tf_mislead(s->ring, to_submit, halved, sizeof halved / sizeof *halved);
+        messages = tf_mislead(s, to_submit, halved, sizeof halved / sizeof *halved);
     rc = io_uring_enter2(fd, to_submit, min_complete, flags, arg, size);
     while (messages--) {
         halved[messages].header->msg_iovlen = halved[messages].buffers;

@@ -26,7 +26,9 @@
 #define TF_PART 17
 /* Enters that run deferred work: a worker says that there is some (IORING_SQ_TASKRUN) when it has been run. */
 #define TF_STALE 18
-#define TF_KINDS 19
+/* Entries that the kernel may hand to a worker: it can make none, and says -ECANCELED. */
+#define TF_WORKER 19
+#define TF_KINDS 20
 #define TF_FIRST_USER_DATA 16
 
 /* Lets the nth call of a kind from now on (1: the next), and `times` - 1 after it (0: all), fail. */

@@ -24,7 +24,7 @@ import trio
 
 import trio_uring  # noqa: F401
 from trio_uring._files import ahead
-from trio_uring._files.engine import ENGINE
+from trio_uring._ring.requests import ENGINE
 
 MENDED = sys.version_info >= (3, 12, 2)
 

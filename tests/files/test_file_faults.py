@@ -24,7 +24,7 @@ import trio.testing
 
 import trio_uring
 from trio_uring._files import binary as _binary
-from trio_uring._files import engine as _files
+from trio_uring._files import opening as _opening
 from trio_uring._loop.calls import ring_manager
 
 run: Any = trio.run
@@ -200,7 +200,7 @@ def test_an_open_whose_task_is_torn_down_leaves_no_descriptor(tmp_path: Path) ->
         assert manager is not None
 
         async def torn() -> None:
-            opening = _files.open_fd(manager, str(tmp_path / "file"), os.O_RDONLY)
+            opening = _opening.open_fd(manager, str(tmp_path / "file"), os.O_RDONLY)
             opening.send(None)
             opening.close()
 

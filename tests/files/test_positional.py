@@ -97,7 +97,9 @@ def pipe() -> Iterator[tuple[int, int]]:
 def streams_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let positional calls have pipes, which block for as long as a test likes."""
     monkeypatch.setattr(_positional, "kind", lambda fd: 0)
-    monkeypatch.setattr(_positional, "tu_read", lambda ring, *entry: _positional.tu_rw(ring, 22, *entry))
+    monkeypatch.setattr(
+        _positional, "tu_read", lambda ring, *entry: _positional.tu_rw(ring, 22, *entry[:-1], 0, entry[-1])
+    )
 
 
 def what_it_raises(call: Callable[[], object]) -> OSError:

@@ -140,7 +140,7 @@ def test_the_buffer_is_where_the_builtins_is(ring: Backend, room: Path) -> None:
     run(main, io_backend=ring)
 
 
-def test_a_wrapped_file_and_its_owner_take_turns(ring: Backend, room: Path) -> None:
+def test_f42_a_wrapped_file_and_its_owner_take_turns(backend: Backend, room: Path) -> None:
     path = room / "shared"
     path.write_text("one\ntwo\nthree\nfour\nfive\n")
 
@@ -154,7 +154,7 @@ def test_a_wrapped_file_and_its_owner_take_turns(ring: Backend, room: Path) -> N
             await file.flush()  # which BufferedRandom.read1 does by itself from CPython 3.12.2 on
             assert owned.readline() == "two\n"
 
-    run(main, io_backend=ring)
+    run(main, io_backend=backend)
     assert path.read_text() == "ONE\ntwo\nthree\nfour\nfive\n"
 
 

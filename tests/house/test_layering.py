@@ -20,7 +20,7 @@ LAYERS = [
     {"_observe"},
     {"_entry"},
 ]
-FLOOR = {folder: floor for floor, folders in enumerate(LAYERS) for folder in folders}
+FLOOR = {folder: floor for floor, folders in enumerate(LAYERS) for folder in sorted(folders)}
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:

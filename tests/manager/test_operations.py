@@ -359,7 +359,7 @@ def test_f15_all_the_ways_to_say_cancelled(result: int, asked: str) -> None:
                 if asked == "cancel":
                     reader.scope.cancel()
                 else:
-                    ring.cancel_fd = lambda fd, entries=(): None  # type: ignore[method-assign]
+                    ring.cancel_fd = lambda fd, entries=(): False  # type: ignore[method-assign]
                     trio.lowlevel.notify_closing(r)
                 await blocked()
                 ring.complete(only(ring), result)
@@ -382,7 +382,7 @@ def test_data_that_came_with_the_close_is_delivered() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(reader.run, r)
                 await blocked()
-                ring.cancel_fd = lambda fd, entries=(): None  # type: ignore[method-assign]
+                ring.cancel_fd = lambda fd, entries=(): False  # type: ignore[method-assign]
                 trio.lowlevel.notify_closing(r)
                 os.write(w, b"data")
                 ring.complete(only(ring))
@@ -425,11 +425,14 @@ def test_cancelled_and_closed() -> None:
 
 @pytest.mark.parametrize("result", INTERRUPTED)
 def test_f28_an_interruption_that_nobody_asked_for(result: int) -> None:
+    """-ECANCELED is one where a close may have cancelled what is on another descriptor of the same file."""
+
     async def main() -> None:
         (ring,) = rings
         with pipe() as (r, w):
             for nth in (1, 2, 3):
                 ring.inject(OP_READ, result, nth=nth)
+            manager().last_descriptor_cancel = 1 << 60
             reader = Ended()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(reader.run, r)
@@ -441,6 +444,55 @@ def test_f28_an_interruption_that_nobody_asked_for(result: int) -> None:
             assert not manager().requeueing
 
     with simulated(seed=None) as rings:
+        trio.run(main)
+
+
+def test_f43_an_answer_of_the_descriptors_own_is_told() -> None:
+    """Once: it is used up by the read that has it. A timerfd answers ECANCELED when the clock is changed."""
+
+    async def main() -> None:
+        (ring,) = rings
+        with pipe() as (r, w):
+            ring.inject(OP_READ, -errno.ECANCELED)
+            reader = Ended()
+            await reader.run(r)
+            assert isinstance(reader.error, OSError)
+            assert reader.error.errno == errno.ECANCELED
+            os.write(w, b"x")
+            reader = Ended()
+            await reader.run(r)
+            assert reader.data == b"x"
+            assert not manager().requeueing
+
+    with simulated(seed=None) as rings:
+        trio.run(main)
+
+
+def test_f43_a_close_that_cancels_beside_what_it_closes() -> None:
+    """What was queued before it is queued again, what was queued after it has its own answer."""
+
+    async def main() -> None:
+        (ring,) = rings
+        with pipe() as (r, _), pipe() as (other, _):
+            reader = Ended()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(reader.run, r)
+                await blocked()
+                waiter = Waiter()
+                nursery.start_soon(waiter.run, trio.lowlevel.wait_readable, other)
+                await blocked()
+                ring.cancel_fd = lambda fd, entries=(): True  # type: ignore[method-assign]
+                trio.lowlevel.notify_closing(other)
+                ring.complete(only(ring), -errno.ECANCELED)
+                await blocked()
+                assert not reader.ended.is_set()
+                ring.complete(only(ring), -errno.ECANCELED)
+            assert isinstance(reader.error, OSError)
+            assert reader.error.errno == errno.ECANCELED
+            assert isinstance(waiter.error, trio.ClosedResourceError)
+            assert not manager().requeueing
+
+    with simulated(manual=True) as rings:
         trio.run(main)
 
 

@@ -165,6 +165,7 @@ class Verdict:
     remedy: str | None = None
     code: int | None = None
     sizes: tuple[int, int] | None = None
+    workers: int | None = None
 
     @property
     def usable(self) -> bool:
@@ -331,8 +332,13 @@ def _try_ring(options: UringBackend) -> Verdict:
 def _try_run() -> Verdict:
     """Does what the user will do."""
 
+    workers: int | None = None
+
     async def backend() -> object:
-        return getattr(trio.lowlevel.current_statistics().io_statistics, "backend", None)
+        nonlocal workers
+        statistics = trio.lowlevel.current_statistics().io_statistics
+        workers = getattr(statistics, "max_workers", None) or None
+        return getattr(statistics, "backend", None)
 
     try:
         used = seams.run(backend, io_backend="uring")
@@ -340,7 +346,9 @@ def _try_run() -> Verdict:
         return _refused(error, "run")
     except Exception as error:
         return Verdict(f'trio.run(..., io_backend="uring") raised {type(error).__name__}: {error}', _REPORT)
-    return Verdict() if used == "uring" else Verdict(f"the run used {used!r} in place of the ring", _REPORT)
+    return (
+        Verdict(workers=workers) if used == "uring" else Verdict(f"the run used {used!r} in place of the ring", _REPORT)
+    )
 
 
 def examine() -> Report:
@@ -439,6 +447,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "memlock_charged": facts.memlock_charged(),
             "nofile": list(facts.nofile),
             "open_files": facts.open_files,
+            "max_workers": verdict.workers,
             "io_uring_disabled": facts.disabled,
             "io_uring_group": facts.group,
             "sysctl_forbids": facts.sysctl_forbids(),
@@ -470,7 +479,7 @@ def as_text(report: Report, colour: bool = False) -> Iterator[str]:
         yield f"  {name:<26}{version or 'not found'}"
     yield ""
     yield "limits"
-    for name, text in _limits(report.facts):
+    for name, text in _limits(report.facts, report.verdict.workers):
         yield f"  {name:<26}{text}"
     for title, rows in (
         ("set-up flags", report.flags),
@@ -505,7 +514,7 @@ def as_text(report: Report, colour: bool = False) -> Iterator[str]:
     yield f"{answer(report.verdict.usable)}: {report.verdict.sentence()}"
 
 
-def _limits(facts: Facts) -> Iterator[tuple[str, str]]:
+def _limits(facts: Facts, workers: int | None) -> Iterator[tuple[str, str]]:
     def size(value: int | None) -> str:
         return "unlimited" if value is None else f"{value // 1024} KiB"
 
@@ -518,6 +527,8 @@ def _limits(facts: Facts) -> Iterator[tuple[str, str]]:
     soft, hard = facts.nofile
     used = "an unknown number" if facts.open_files is None else facts.open_files
     yield "RLIMIT_NOFILE", f"{count(soft)} (at most {count(hard)}); {used} open"
+    allowed = "unknown" if workers is None else f"{workers} at a time, for what files and paths have to wait for"
+    yield "kernel workers", allowed
     if facts.disabled is None:
         yield "kernel.io_uring_disabled", "not in this kernel or sandbox"
     else:
@@ -546,8 +557,8 @@ def main(argv: Sequence[str]) -> int:
       ring: {sq_entries, cq_entries}, the sizes that the kernel made; null if it made none.
       versions: {trio_uring, python, trio, anyio, liburing, kernel}: str; null if not installed.
       limits: {memlock: [soft, hard] in bytes, memlock_charged: bool, whether rings of this process count,
-        nofile: [soft, hard], open_files: int, io_uring_disabled: int, io_uring_group: int,
-        sysctl_forbids: bool, seccomp: "none", "strict" or "filter"}; null for no limit and for not readable.
+        nofile: [soft, hard], open_files: int, max_workers: int, the kernel's that a run may have, io_uring_disabled: int,
+        io_uring_group: int, sysctl_forbids: bool, seccomp: "none", "strict" or "filter"}; null for no limit and for not readable.
       setup_flags, operations, features: {NAME: {available: bool, null if the kernel gave no answer;
         needed: bool; since: str, a kernel version; number: int; effect, remedy: str, null unless
         available is false}}.

@@ -244,7 +244,7 @@ def in_place_works() -> bool:
         assert type(file.raw) is io.FileIO
         with InPlace(file.raw, {"readinto": readinto}):
             file.read(1)
-        text = io.TextIOWrapper(file, "ascii")
+        text = io.TextIOWrapper(file, "utf-8")  # whose codec is always there
         with InPlace(file, {"read1": read1}):
             text.read(1)
         text.detach()

@@ -35,11 +35,10 @@ import trio
 from .._loop.calls import replaces, ring_manager
 from .._loop.manager import UringIOManager
 from .._loop.operation import GLOBAL_RUN_CONTEXT
+from .._ring.requests import ENGINE
 from .binary import BINARY
 from .engine import METHODS, PASSIVE_ATTRIBUTES, Engine, open_builtin, own, served
 
-# Where an AsyncFile or a stream keeps its engine.
-ENGINE: Final = "_trio_uring_engine"
 FILES: Final = (*BINARY, io.TextIOWrapper)
 
 # id of a builtin file that AnyIO has opened -> its engine, which keeps the file alive.
@@ -118,7 +117,7 @@ class to_thread:
         if closefd and opener is None:
             real = await open_builtin(manager, file, mode, buffering, encoding, errors, newline)
         if real is None:
-            real = await self._original.run_sync(func, *args, **options)
+            return await self._original.run_sync(func, *args, **options)
         engine = _opened.engine = own(real, newline)
         if engine is not None:
             _owned[id(real)] = engine
@@ -164,7 +163,9 @@ def file_getattr(original: Callable[[Any, str], Any]) -> Callable[[Any, str], An
         if engine is not None and name not in PASSIVE_ATTRIBUTES:
             if name == "newlines" and type(engine.real) is io.TextIOWrapper:
                 return engine.real.newlines
-            if hasattr(engine.real, name):
+            if name == "fileno":
+                engine.share()
+            elif hasattr(engine.real, name):
                 engine.release_to_builtin()
         return original(self, name)
 
@@ -233,9 +234,11 @@ def stream_init(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def stream_attributes(original: property) -> property:
-    """_BaseFileStream.extra_attributes, of which `FileStreamAttribute.file` is the builtin file."""
+    """_BaseFileStream.extra_attributes, which has the builtin file and its descriptor."""
     get = original.fget
     assert get is not None
+
+    names = get.__globals__["FileStreamAttribute"]
 
     @functools.wraps(get)
     def extra_attributes(self: Any) -> Mapping[Any, Callable[[], Any]]:
@@ -243,6 +246,14 @@ def stream_attributes(original: property) -> property:
             _sync_to_builtin(self)
             return self._file
 
-        return {**get(self), get.__globals__["FileStreamAttribute"].file: file}
+        def fileno() -> int:
+            engine: Engine | None = self.__dict__.get(ENGINE)
+            if engine is not None:
+                engine.share()
+            return int(self._file.fileno())
+
+        attributes = get(self)
+        replaced = {names.file: file, names.fileno: fileno}
+        return {name: replaced.get(name, value) for name, value in attributes.items()}
 
     return property(extra_attributes, doc=original.__doc__)

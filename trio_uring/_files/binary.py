@@ -191,7 +191,8 @@ class BinaryFile:
         """One read or write at the file's position; the number of bytes."""
         if self.shared and self.closed:
             raise ValueError("I/O operation on closed file.")
-        before = os.lseek(self.fd, 0, os.SEEK_CUR)
+        # lseek(2) waits for whoever shares the position. What is shared only appends, and has no use for one.
+        before = 0 if self.shared else os.lseek(self.fd, 0, os.SEEK_CUR)
         done = await (SubmittedAtOnce if self.shared else Operation)(self.manager, self.fd, keep, None).perform(
             opcode,
             address,
@@ -199,7 +200,7 @@ class BinaryFile:
             CURRENT_POSITION,
             sqe_flags=IOSQE_ASYNC if size > WORKER_THRESHOLD else 0,
         )
-        if done < size and not self.closed:
+        if done < size and not self.shared and not self.closed:
             # The kernel tried for the rest. Where that was an error, it does not move the position (6.18).
             if opcode == OP_WRITE and self._appends:
                 os.lseek(self.fd, 0, os.SEEK_END)

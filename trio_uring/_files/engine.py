@@ -13,17 +13,25 @@ it reads and writes goes another way. Three objects stand beside it:
     BinaryFile    (`binary`) the methods of a binary file, and the reads and writes themselves
 
 So there is nothing to hand over when somebody reaches for the builtin object (`wrapped`, `buffer`, `raw`, `detach`): it is where
-the builtin would be. There are two cases.
+the builtin would be.
 
-    - A file that nobody else can know of (`open_file` made it) is released once, when somebody reaches for the builtin object, or
-      calls in a run that is not on the ring. From then on Trio's own way serves it.
-    - A file that came from outside (`wrap_file`) may be used by its owner between any two calls. What stands in place of its raw
-      object's methods is there only during a call, and entries are submitted at once, because the owner may close the file.
+Who else has the open file
+--------------------------
+read(2), write(2) and lseek(2) hold a lock on the position of an open file while they use it; entries of the ring do not (F42).
+Two that use one position at once, a parent and the child that has its standard output, would write to the same place, or read
+the same. So an engine serves what nobody else uses the position of:
+
+    - A file that `open_file` made. It is released (`release_to_builtin`) when somebody else may come to know of it: who reaches
+      for the builtin object or for the descriptor (`fileno`), and at a fork. The same in a run that is not on the ring. From then
+      on Trio's own way serves it, which takes the lock in a thread, where it may wait.
+    - What came from outside (`wrap_file`, a descriptor) and only appends (O_APPEND, not for reading): the kernel then writes at
+      the end, whole, whatever the position. Its owner may use it between any two calls: what stands in place of its raw object's
+      methods is there only during a call; and may close it, so entries are submitted at once.
 
 What is served
 --------------
 Objects of exactly the builtin types, over a regular file of a filesystem whose data is at hand in this machine
-(`tu_file_kind`). All else, users' classes, pipes, terminals, /proc, files over a network, goes Trio's own way.
+(`tu_where`). All else, users' classes, pipes, terminals, /proc, files over a network, goes Trio's own way.
 
 That choice also permits to close on the spot. close(2) waits only where the file has a flush operation (NFS, FUSE, CIFS),
 and IORING_OP_CLOSE runs in the submitting thread for files without one: it would be the same call, later. What can
@@ -31,7 +39,6 @@ take time, writing out what is buffered, has been done by ring operations before
 
 For other modules
 -----------------
-`open_fd`       openat(2) on the ring.
 `open_builtin`  the builtin `open`, with that openat.
 `own`           the engine of a builtin file that only the caller holds; keep it beside the file.
 `served`        the engine of a builtin file that others may hold as well; one for each file, however many ask.
@@ -45,13 +52,14 @@ Trio: where the ring is not there they hand over and go through a worker thread.
 from __future__ import annotations
 
 import contextlib
-import errno
+import fcntl
 import functools
 import io
 import operator
 import os
 import stat
 import sys
+import threading
 import time
 import types
 import weakref
@@ -64,12 +72,14 @@ from trio._file_io import AsyncIOWrapper
 from trio._util import async_wraps
 from trio.lowlevel import Task
 
-from .._loop.calls import AT_FDCWD, replaces, ring_manager
+from .._loop.calls import replaces, ring_manager
 from .._loop.manager import UringIOManager
-from .._loop.operation import GLOBAL_RUN_CONTEXT, NewDescriptor
-from .._ring.ring import IOSQE_ASYNC, OP_OPENAT, ffi, lib
+from .._loop.operation import GLOBAL_RUN_CONTEXT, close_descriptor
+from .._ring.requests import ENGINE
+from .._ring.ring import ffi, lib
 from .ahead import InPlace, in_place_works
 from .binary import BINARY, BUFFERED, BinaryFile, completed
+from .opening import is_elsewhere, is_local, open_fd, where_is
 from .text import UNKNOWN_NEWLINE, TextFile, line_ends
 
 # Seconds that `async for` may go on without a schedule point.
@@ -77,13 +87,10 @@ SCHEDULE_PERIOD: Final = 0.001
 
 PASSIVE_ATTRIBUTES: Final = frozenset(
     (
-        "closed", "closefd", "encoding", "errors", "fileno", "isatty", "line_buffering", "mode", "name", "readable",
+        "closed", "closefd", "encoding", "errors", "isatty", "line_buffering", "mode", "name", "readable",
         "seekable", "writable", "write_through",
     )
 )  # fmt: skip
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup
 
 builtin_open: Final[Callable[..., Any]] = open
 
@@ -95,7 +102,7 @@ class Engine:
 
     Args:
       real: the builtin file object.
-      shared: somebody else may use it between two calls.
+      shared: it came from outside, and only appends; its owner may use it between two calls.
       newline: as given to `open`; only for text.
 
     Attributes:
@@ -112,6 +119,7 @@ class Engine:
         self.until = 0.0
         self.shared = shared
         self._sync_later = False
+        self._forked = False
         self._queue: trio.lowlevel.ParkingLot | None = None
         self._dropped: Any = None
         self.core: BinaryFile | TextFile
@@ -120,8 +128,10 @@ class Engine:
             self.core = TextFile(real, self.binary, newline)
         else:
             self.core = self.binary = BinaryFile(real, shared)
-        if not shared and self.binary.buffered:
-            self.binary.reading.__enter__()
+        if not shared:
+            _private.add(self)
+            if self.binary.buffered:
+                self.binary.reading.__enter__()
 
     # ------------------------------------------------------------------ one at a time
 
@@ -201,7 +211,7 @@ class Engine:
     def manager(self) -> UringIOManager | None:
         """Of the run that the caller is in; where it is not on the ring, the file is handed over."""
         manager = ring_manager()
-        if manager is None:
+        if manager is None or self._forked:
             self.release_to_builtin()
         return manager
 
@@ -216,6 +226,22 @@ class Engine:
                 self._sync_later = True  # the kernel is at work
             else:
                 self._sync()
+
+    def share(self) -> None:
+        """Somebody gets to know the descriptor, and may use it or hand it to a child."""
+        if not self.shared:
+            self.release_to_builtin()
+
+    def forked(self) -> None:
+        """There will be a child with the same open files.
+
+        Another thread that forks must not touch what the loop may be using: then it is at the next call.
+        """
+        manager = self.binary.manager
+        if manager is None or manager.thread == threading.get_ident():
+            self.release_to_builtin()
+        else:
+            self._forked = True
 
     def _watch(self) -> None:
         """The builtin object outlives the engine: if nobody closes the file, it writes what it holds back as it ends.
@@ -235,7 +261,12 @@ class Engine:
     # ------------------------------------------------------------------ sharing
 
     async def call_shared(self, name: str, args: tuple[Any, ...]) -> Any:
-        """One method of an object that others use as well, with its own methods in place when it is over."""
+        """One method of an object that others use as well, with its own methods in place when it is over.
+
+        What is not for the end of the file may wait for whoever is at its position.
+        """
+        if name not in APPENDS:
+            return await trio.to_thread.run_sync(functools.partial(getattr(self.real, name), *args))
         if not self.binary.buffered:
             return await getattr(self.core, name)(*args)
         with self.binary.reading:
@@ -272,6 +303,7 @@ METHODS: Final = {
 
 
 WRITES: Final = ("write", "writelines")
+APPENDS: Final = (*WRITES, "flush")
 
 
 def _method(name: str, ours: str, least: int, most: int) -> Callable[..., Awaitable[Any]]:
@@ -331,6 +363,16 @@ Engine.next_line = _method("readline", "next_line", 0, 0)  # type: ignore[attr-d
 # id of the builtin object -> its engine, which keeps the object alive.
 _engines: weakref.WeakValueDictionary[int, Engine] = weakref.WeakValueDictionary()
 _handed_over: weakref.WeakSet[Any] = weakref.WeakSet()
+# The engines of files that nobody else knows of, up to the next fork.
+_private: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for engine in list(_private):
+        engine.forked()
+
+
+os.register_at_fork(before=_before_fork)
 
 
 def _servable(real: Any) -> bool:
@@ -345,7 +387,14 @@ def _servable(real: Any) -> bool:
     if _is_closed(binary) or not METHODS.keys().isdisjoint(real.__dict__):
         return False
     raw = binary if type(binary) is io.FileIO else binary.raw
-    return type(raw) is io.FileIO and in_place_works() and lib.tu_file_kind(raw.fileno()) == lib.TU_LOCAL
+    if type(raw) is not io.FileIO or not in_place_works():
+        return False
+    where = lib.tu_where(raw.fileno(), ffi.NULL)
+    return is_local(where) and stat.S_ISREG(where)
+
+
+def _only_appends(real: Any) -> bool:
+    return not real.readable() and bool(fcntl.fcntl(real.fileno(), fcntl.F_GETFL) & os.O_APPEND)
 
 
 def own(real: Any, newline: str | None = None) -> Engine | None:
@@ -362,7 +411,7 @@ def served(real: Any) -> Engine | None:
     engine = _engines.get(id(real))
     if engine is None:
         try:
-            if real in _handed_over or not _servable(real):
+            if real in _handed_over or not _servable(real) or not _only_appends(real):
                 return None
             engine = Engine(real, True, UNKNOWN_NEWLINE)
         except (OSError, TypeError, ValueError):  # not hashable; detached
@@ -379,84 +428,6 @@ def release_to_builtin(real: Any) -> None:
 
 
 # ------------------------------------------------------------------ opening
-
-
-class Open(NewDescriptor):
-    """IORING_OP_OPENAT."""
-
-    __slots__ = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The path, as long as the kernel has it."""
-        path = self.keep
-        return () if path is None else (os.fsdecode(ffi.string(path)),)
-
-
-@trio.lowlevel.enable_ki_protection
-async def open_fd(manager: UringIOManager, path: str | bytes, flags: int, mode: int = 0o666) -> int:
-    """openat(2), relative to the working directory; the new descriptor. A schedule point and a cancel point.
-
-    Args:
-      path: as `os.fspath` answers it.
-      flags, mode: those of open(2); O_CLOEXEC is for the caller to give.
-
-    Raises:
-      ValueError: a null byte in the path.
-      OSError: with the path as its filename.
-    """
-    name = os.fsencode(path)
-    if b"\0" in name:
-        raise ValueError("embedded null byte")
-    memory = ffi.from_buffer(name + b"\0")
-    try:
-        try:
-            fd = await _openat(manager, memory, flags, mode, 0)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return await _openat(manager, memory, flags, mode, IOSQE_ASYNC)
-        kind = lib.tu_file_kind(fd)
-        try:
-            # A negative one is an error: then at least of this it has to be sure.
-            fifo = stat.S_ISFIFO(os.fstat(fd).st_mode) if kind < 0 else kind == lib.TU_FIFO
-            if fifo and not flags & os.O_NONBLOCK:
-                await _until_written(manager, memory, flags, fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
-
-
-def _openat(manager: UringIOManager, memory: Any, flags: int, mode: int, sqe_flags: int) -> Awaitable[int]:
-    return Open(manager, AT_FDCWD, memory, None).perform(OP_OPENAT, memory, mode, op_flags=flags, sqe_flags=sqe_flags)
-
-
-async def _until_written(manager: UringIOManager, memory: Any, flags: int, fd: int) -> None:
-    """Wait until somebody has opened a FIFO, which we have opened for reading, to write.
-
-    The kernel's first attempt at openat(2) is one with O_NONBLOCK, and that does not wait. So open it once more, in a worker,
-    just for the waiting; unless the writer has come before, of which its data or its hanging up tells. If the name is gone by
-    now, that alone has to do. Any other error is one: nobody would tell of a writer that comes and writes nothing.
-    """
-    try:
-        async with trio.open_nursery() as nursery:
-
-            async def opened() -> None:
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-                    os.close(await _openat(manager, memory, flags, 0, IOSQE_ASYNC))
-                    nursery.cancel_scope.cancel()
-
-            nursery.start_soon(opened)
-            await manager.wait_ready(fd, manager.readers)
-            nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        # It is one wait for whoever asked, and ends with one exception: an interrupt, an error, or either of two Cancelled.
-        raise min(
-            group.exceptions, key=lambda e: (not isinstance(e, KeyboardInterrupt), isinstance(e, trio.Cancelled))
-        ) from None
 
 
 class _Flags(Exception):
@@ -495,7 +466,8 @@ async def open_builtin(
 ) -> Any:
     """The builtin `open`, with its arguments, results and errors; the opening itself is a ring operation.
 
-    None where that must be done in another way: `file` is a descriptor, or an argument is none that the annotations allow.
+    None where that must be done in another way: `file` is a descriptor, or is where somebody may have to be asked (FUSE, NFS), or
+    an argument is none that the annotations allow.
     """
     if isinstance(file, int) or type(mode) is not str or type(buffering) is not int:
         return None
@@ -509,29 +481,31 @@ async def open_builtin(
     except TypeError:
         return None
     flags = _checked_flags(path, mode, buffering, encoding, errors, newline)
+    where = where_is(path)
+    if is_elsewhere(where):
+        return None  # the file object itself asks fstat(2) as it is made
     sys.audit("open", path, mode, flags)  # again in the builtin; but here it can still prevent the opening
-    fd = await open_fd(manager, path, flags)
-    return open(path, mode, buffering, encoding, errors, newline, True, lambda _path, _flags: fd)  # noqa: ASYNC230
+    fd = await open_fd(manager, path, flags, where=where)
+    make = functools.partial(builtin_open, path, mode, buffering, encoding, errors, newline, True, lambda *_: fd)
+    if is_local(lib.tu_where(fd, ffi.NULL)):
+        return make()
+    try:
+        with trio.CancelScope(shield=True):
+            return await trio.to_thread.run_sync(make)
+    except RuntimeError:  # no thread can be started
+        close_descriptor(fd)
+        raise
 
 
 # ------------------------------------------------------------------ what Trio's names become
 
 
-# Where an AsyncIOWrapper keeps its engine.
-ENGINE: Final = "_trio_uring_engine"
-_MISSING: Final = object()
-
-
 def _wrapper_of(real: Any, newline: str | None) -> AsyncIOWrapper[Any]:
     wrapper = AsyncIOWrapper(real)
-    _adopt(wrapper, newline)
-    return wrapper
-
-
-def _adopt(wrapper: AsyncIOWrapper[Any], newline: str | None) -> None:
-    engine = own(wrapper._wrapped, newline)
+    engine = own(real, newline)
     if engine is not None:
         wrapper.__dict__[ENGINE] = engine
+    return wrapper
 
 
 def _engine_of(wrapper: AsyncIOWrapper[Any]) -> Engine | None:
@@ -575,9 +549,7 @@ async def open_file(
         real = await open_builtin(manager, file, mode, buffering, encoding, errors, newline)
         if real is not None:
             return _wrapper_of(real, newline)
-    wrapper = await original(file, *args, **kwargs)
-    _adopt(wrapper, newline)
-    return wrapper
+    return await original(file, *args, **kwargs)
 
 
 def _open_arguments(
@@ -627,6 +599,9 @@ def wrapper_getattr(original: Callable[[Any, str], Any]) -> Callable[[Any, str],
                 return method
         elif name == "newlines" and isinstance(engine := self.__dict__.get(ENGINE), Engine):
             return engine.real.newlines
+        elif name == "fileno":
+            if isinstance(engine := self.__dict__.get(ENGINE), Engine):
+                engine.share()
         elif name not in PASSIVE_ATTRIBUTES and name in _file_io._FILE_SYNC_ATTRS:
             _release_wrapped(self)
         return original(self, name)

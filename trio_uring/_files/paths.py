@@ -26,8 +26,7 @@ Whole files
 openat(2) is asked with the entry: where the names are in the kernel's cache it completes as it is submitted. A small file that
 is in the page cache is then read by preadv2(2) with RWF_NOWAIT, which is what the ring would do first with an entry, without
 the second trip through the scheduler. What is large is copied by a worker of the kernel's, so that other tasks run
-meanwhile. Files over a network, /proc and devices are read by a thread (`tu_file_kind`), since their fstat(2) and close(2) may
-wait.
+meanwhile. Files over a network, /proc and devices are read by a thread, since their fstat(2) and close(2) may wait.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ from .._loop.calls import (
     ring_manager,
 )
 from .._loop.manager import UringIOManager
-from .._loop.operation import Operation
+from .._loop.operation import Operation, close_descriptor, redeliver
 from .._ring.ring import (
     IOSQE_ASYNC,
     OP_CLOSE,
@@ -74,7 +73,7 @@ from .._ring.ring import (
     lib,
 )
 from .anyio_files import manager_on_trio
-from .engine import open_fd
+from .opening import is_elsewhere, is_local, open_fd, where_is, where_of
 
 # include/uapi/linux/fcntl.h and stat.h.
 NEW_AT_FDCWD: Final = AT_FDCWD & 0xFFFFFFFF  # the second directory stands in a field without a sign
@@ -142,9 +141,23 @@ class Uninterrupted(Operation):
                 return self.result
             keep = self.keep
             if self.refused():
-                with trio.CancelScope(shield=True):
-                    return await self.by_system_call(keep, opcode, addr, length, offset, op_flags)
+                return await self._finish_by_system_call(keep, opcode, addr, length, offset, op_flags)
             await self.failed()
+
+    async def _finish_by_system_call(self, *entry: Any) -> int:
+        interrupt: KeyboardInterrupt | None = None
+        try:
+            with trio.CancelScope(shield=True):
+                while True:
+                    try:
+                        result = await self.by_system_call(*entry)
+                        break
+                    except KeyboardInterrupt as error:  # before it began
+                        interrupt = error
+        finally:
+            if interrupt is not None:
+                redeliver(interrupt)
+        return result
 
     def abort(self, raise_cancel: RaiseCancelT) -> Abort:
         """Trio's abort_fn. What it was to end is raised by the next checkpoint."""
@@ -349,11 +362,19 @@ async def touch(manager: UringIOManager, path: str, mode: int = 0o666, exist_ok:
         if exist_ok:
             return NotImplemented
         raise
-    os.close(fd)
+    await _close(manager, fd)
     return None
 
 
 # ------------------------------------------------------------------ whole files
+
+
+async def _close(manager: UringIOManager, fd: int) -> None:
+    """close(2), by a worker where it may have to ask somebody, which takes time and may fail."""
+    if is_local(lib.tu_where(fd, ffi.NULL)):
+        os.close(fd)
+    else:
+        await Uninterrupted(manager, fd, None, None).finish(OP_CLOSE, None, 0)
 
 
 async def _transfer(
@@ -365,9 +386,10 @@ async def _transfer(
     skip: int = 0,
     offset: int = CURRENT_POSITION,
     begun: bool = False,
+    elsewhere: bool = False,
 ) -> int:
     """One read or write of what is in `memory`, from `skip` on. The operation keeps `memory`: a pointer into it owns nothing."""
-    size, aside = min(length, MAX_RW_COUNT), IOSQE_ASYNC if length >= WORKER_THRESHOLD else 0
+    size, aside = min(length, MAX_RW_COUNT), IOSQE_ASYNC if length >= WORKER_THRESHOLD or elsewhere else 0
     if begun:
         return await Uninterrupted(manager, fd, memory, None).finish(opcode, memory + skip, size, offset, 0, aside)
     return await Operation(manager, fd, memory, None).perform(opcode, memory + skip, size, offset, 0, aside)
@@ -413,19 +435,22 @@ async def _contents(manager: UringIOManager, fd: int, size: int) -> bytes:
 async def read_bytes(manager: UringIOManager, path: str) -> Answer:
     """Path.read_bytes."""
     sys.audit("open", path, "r", READING)
-    fd = await open_fd(manager, path, READING)
+    where = where_is(path)
+    if is_elsewhere(where):
+        return NotImplemented
+    fd = await open_fd(manager, path, READING, where=where)
     try:
-        if lib.tu_file_kind(fd) == lib.TU_LOCAL:
+        where = where_of(fd)
+        if modes.S_ISREG(where) and is_local(where):
             # Negative where the file does not tell: read to the end then, as of a file that has grown.
             return await _contents(manager, fd, max(lib.tu_remaining(fd), 0))
-        mode = os.fstat(fd).st_mode
-        if modes.S_ISFIFO(mode):  # not to be opened twice: a writer would meet the first reader
+        if modes.S_ISFIFO(where):  # not to be opened twice: a writer would meet the first reader
             return await _to_the_end(manager, fd, [], None)
-        if modes.S_ISDIR(mode):
+        if modes.S_ISDIR(where):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         return NotImplemented
     finally:
-        os.close(fd)
+        close_descriptor(fd)
 
 
 async def read_text(
@@ -448,7 +473,8 @@ async def _write_whole(manager: UringIOManager, path: str, data: Any) -> None:
     sys.audit("open", path, "w", WRITING)
     fd = await open_fd(manager, path, WRITING)
     try:
-        regular = modes.S_ISREG(os.fstat(fd).st_mode)
+        where = where_of(fd)
+        regular = modes.S_ISREG(where)
         # A file has lost its contents: ended now, it would stay without. A pipe has had nothing yet.
         begun = regular
         with Pinned(ffi.from_buffer(data)) as memory:
@@ -456,16 +482,14 @@ async def _write_whole(manager: UringIOManager, path: str, data: Any) -> None:
             while done < size:
                 # After a short write the kernel may not have moved the file's position (see BinaryFile._write).
                 offset = done if regular else CURRENT_POSITION
-                done += await _transfer(manager, OP_WRITE, fd, memory, size - done, done, offset, begun)
+                done += await _transfer(
+                    manager, OP_WRITE, fd, memory, size - done, done, offset, begun, not is_local(where)
+                )
                 begun = True
     except BaseException:
-        os.close(fd)
+        close_descriptor(fd)
         raise
-    if lib.tu_file_kind(fd) == lib.TU_LOCAL:
-        os.close(fd)
-    else:
-        # Over a network this may take time, and fail.
-        await Uninterrupted(manager, fd, None, None).finish(OP_CLOSE, None, 0)
+    await _close(manager, fd)
 
 
 async def write_bytes(manager: UringIOManager, path: str, data: Any) -> Answer:

@@ -32,6 +32,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from typing import Any, Final, NoReturn
 
 import trio
@@ -41,7 +42,10 @@ from trio._unix_pipes import DEFAULT_RECEIVE_SIZE
 from .._loop.calls import CURRENT_POSITION, MAX_RW_COUNT, AsyncMethod, replaces, ring_manager
 from .._loop.manager import UringIOManager
 from .._loop.operation import Operation
-from .._ring.ring import OP_WRITE, ffi
+from .._ring.ring import OP_WRITE, ffi, lib
+
+# Where an FdStream's holder of its descriptor keeps what `_has_position` has found.
+HAS_POSITION: Final = "_trio_uring_has_position"
 
 WAIT_READABLE: Final = UringIOManager.wait_readable
 WAIT_WRITABLE: Final = UringIOManager.wait_writable
@@ -56,6 +60,18 @@ def _translated(error: OSError) -> NoReturn:
     if error.errno == errno.EBADF:
         raise _closed() from None
     raise trio.BrokenResourceError from error
+
+
+def _has_position(holder: Any) -> bool:
+    """Whether it is a regular file, at whose position read(2) and write(2) hold a lock and the ring does not (F42).
+
+    For Trio's own method, then, which calls these on the spot, on epoll as well.
+    """
+    found: bool | None = holder.__dict__.get(HAS_POSITION)
+    if found is None:
+        where = lib.tu_where(holder.fd, ffi.NULL)
+        found = holder.__dict__[HAS_POSITION] = where >= 0 and stat.S_ISREG(where)
+    return found
 
 
 def receive_some(original: AsyncMethod) -> AsyncMethod:
@@ -111,6 +127,7 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
             and not detector._held
             and fd >= 0
             and fd not in manager.writers
+            and not _has_position(self._fd_holder)
             and UringIOManager.wait_writable is WAIT_WRITABLE
         ):
             memory = _readable(data)

@@ -28,11 +28,12 @@ of another descriptor of the same open file are not asked: they go on.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import select
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import attrs
@@ -55,6 +56,8 @@ class UringStatistics:
       kernel_entries: io_uring_enter(2) calls.
       sq_full_flushes: submissions forced by a full submission queue; many of them ask for larger `sq_entries`.
       cq_overflows: times the completion queue overflowed; nothing is lost, many of them ask for larger `cq_entries`.
+      max_workers: kernel workers that may run at a time for files and paths, those that wait for FIFOs included; 0 where the
+        kernel does not tell.
       backend: "uring".
     """
 
@@ -67,6 +70,7 @@ class UringStatistics:
     kernel_entries: int
     sq_full_flushes: int
     cq_overflows: int
+    max_workers: int
     backend: str = attrs.field(init=False, default="uring")
 
 
@@ -76,6 +80,9 @@ _log = logging.getLogger("trio_uring")
 BUFFER_SIZE: Final = 65536
 BUFFER_COUNT: Final = 256
 BUFFER_GROUP: Final = 0
+# What Trio's default thread limiter has at first; more than the kernel counts at once are none.
+MIN_WORKERS: Final = 40
+MAX_WORKERS: Final = 32768
 
 Events = Sequence[int]
 
@@ -117,6 +124,9 @@ class UringIOManager:
 
     # Slots: `sockets` reads these for every operation.
     __slots__ = (
+        "_kernels_workers",
+        "_waiting",
+        "_wanted_workers",
         "at_hand",
         "buffers",
         "cancelling",
@@ -124,8 +134,11 @@ class UringIOManager:
         "free_received",
         "free_sent",
         "handed_out",
+        "last_descriptor_cancel",
         "last_user_data",
+        "limiter",
         "lone_completion",
+        "max_workers",
         "operations",
         "polled",
         "readers",
@@ -135,6 +148,7 @@ class UringIOManager:
         "sends",
         "speculate",
         "thread",
+        "tokens",
         "transfers",
         "writers",
     )
@@ -174,11 +188,55 @@ class UringIOManager:
         self.sends: list[Any] = []
         self.transfers: list[Any] = []
         self.last_user_data = FIRST_USER_DATA
+        # Trio's default limiter of threads, and how many tokens it has had: so many workers may there be at least.
+        self.limiter: trio.CapacityLimiter | None = None
+        self.tokens: float = MIN_WORKERS
+        # For bounded work: as the kernel has it by itself, as asked for, and as it is; entries that have one beside.
+        # In a group they are the poller's, and the group's to count.
+        self._kernels_workers = self.ring.max_workers(0) if backend.group is None else 0
+        self._wanted_workers = backend.max_workers
+        self.max_workers = 0
+        self._waiting = 0
+        self._set_workers()
+        # Entries up to this one may have been cancelled by a close of another descriptor of their file.
+        self.last_descriptor_cancel = 0
 
     def next_user_data(self) -> int:
         """A number that no entry of this ring has had."""
         self.last_user_data += 1
         return self.last_user_data
+
+    # -------------------------------------------------------------- workers of the kernel's
+
+    def _set_workers(self) -> None:
+        """Tell the kernel how many there may be. They belong to this thread, whatever the ring (F50)."""
+        if self._kernels_workers:  # else there is no such call
+            wanted = self._wanted_workers
+            if wanted is None:
+                wanted = max(self._kernels_workers, int(min(self.tokens, MAX_WORKERS)))
+            self.ring.max_workers(wanted + self._waiting)
+            self.max_workers = wanted
+
+    def follow_limiter(self) -> None:
+        """Whoever allows more threads, by Trio's default limiter, expects as much to go on at once here."""
+        if self.limiter is None:
+            self.limiter = trio.to_thread.current_default_thread_limiter()
+        tokens = self.limiter.total_tokens
+        if tokens != self.tokens:
+            self.tokens = max(tokens, MIN_WORKERS)
+            self._set_workers()
+
+    @contextlib.contextmanager
+    def extra_worker(self) -> Iterator[None]:
+        """A worker more for the time of an entry that waits for somebody: it takes none of those that others wait for (F41)."""
+        self._waiting += 1
+        self._set_workers()
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            if not self.ring.closed:
+                self._set_workers()
 
     def make_buffers(self) -> None:
         """Make the provided buffers that receives share, unless they are there; pages that no data has touched take no memory.
@@ -287,6 +345,7 @@ class UringIOManager:
             kernel_entries=counters.enters,
             sq_full_flushes=counters.sq_flushes,
             cq_overflows=counters.cq_overflows,
+            max_workers=self.max_workers + self._waiting if self.max_workers else 0,
         )
 
     def close(self) -> None:
@@ -294,6 +353,8 @@ class UringIOManager:
 
         Memory that it will not let go of is kept for the rest of the process, with a ResourceWarning.
         """
+        if self._kernels_workers:
+            self.ring.max_workers(self._kernels_workers)  # the thread may have other rings
         _discard(self.operations, self.handed_out, self.ring.close(keep=self.operations))
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("ring closed: %s", self.statistics())
@@ -328,7 +389,10 @@ class UringIOManager:
             if not self.ring.closed:
                 # By name, which takes the same time however many wait elsewhere (F45). And Trio allows to close first and to
                 # notify then, when the number names no file.
-                self.ring.cancel_fd(fd, [each.user_data for each in (*waiting, *self.cancelling.get(fd, ()))])
+                entries = [each.user_data for each in (*waiting, *self.cancelling.get(fd, ()))]
+                by_file = self.ring.cancel_fd(fd, entries)
+                if by_file:
+                    self.last_descriptor_cancel = self.last_user_data
             for operation in waiting:
                 operation.close()
         elif self.polled and not self.ring.closed:

@@ -29,14 +29,23 @@ target in the same queue, so it cannot overtake it, and its own result is ignore
     cancelling  completion, other error        done        the error is raised: it did happen
     closing     completion, result >= 0        done        delivered
     closing     completion, interrupted        done        ClosedResourceError
-    in flight   completion, interrupted        between     nobody here asked (below): the task queues it again
+    in flight   completion, interrupted        between     nobody here asked (below): the task decides
     requeueing  notify_closing                 done        ClosedResourceError: the number may be another file's by now
     in flight   completion, -EACCES            requeueing  the ring may not (F56), or the file says so: the task does it itself
     abandoned   completion                     done        forgotten
 
 "Interrupted" is -ECANCELED, -EINTR or one of the kernel's internal restart codes, which escape from operations that
-were blocked in a worker (F15, F28). One that nobody asked for has two innocent causes. A signal; and a cancel by
-descriptor of another descriptor of the same open file, since the kernel compares files and not numbers.
+were blocked in a worker (F15, F28). One that nobody asked for, in the state "between", says one of these:
+
+    -EINTR, a restart code     a signal                                                        queued again
+    -ECANCELED, and a close    a cancel by descriptor of another descriptor of the same open   queued again
+    has cancelled since it     file: the kernel compares files and not numbers
+    was queued
+    -ECANCELED otherwise, of   the kernel could make no worker: no thread may start (F40).     done by a thread of Trio's, or
+    what needs a worker        It would say so each time, after 48 ms                          its RuntimeError (`refused`)
+    -ECANCELED otherwise       the descriptor's own answer, of a timerfd say (F43)             raised
+
+What needs a worker is asked of the descriptor: all that has no readiness to be polled. Paths have no descriptor.
 
 KeyboardInterrupt: everything from taking a user_data to the sleep runs under Trio's protection (invariant 10), because
 `perform` and Trio's own wait_readable and wait_writable are marked with it. Other signal handlers that raise (a watchdog's, say)
@@ -47,8 +56,10 @@ books before that call, and what comes out of it is taken for what it was by ask
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import select
+import stat
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, NoReturn, Protocol
 
@@ -88,6 +99,30 @@ def redeliver(error: BaseException) -> None:
         GLOBAL_RUN_CONTEXT.runner.deliver_ki()
 
 
+def has_readiness(fd: int) -> bool:
+    """Whether a descriptor can be polled. Only what cannot, a regular file say, needs a worker for what waits."""
+    with select.epoll(1) as epoll:
+        try:
+            epoll.register(fd, 0)
+        except PermissionError:
+            return False
+        except OSError:
+            pass  # closed: so it is the entry that has the answer
+    return True
+
+
+def close_descriptor(fd: int) -> None:
+    """close(2) of what nobody will use: by a thread where it may have to ask somebody (NFS, FUSE), else on the spot."""
+    where = lib.tu_where(fd, ffi.NULL)
+    if where >= 0 and (where & lib.TU_LOCAL or not stat.S_ISREG(where)):
+        os.close(fd)
+        return
+    try:
+        trio.lowlevel.start_thread_soon(functools.partial(os.close, fd), lambda _: None)
+    except RuntimeError:  # there is none to be had
+        os.close(fd)
+
+
 def raise_closed() -> NoReturn:
     """What `notify_closing` does to an operation that it ends."""
     raise trio.ClosedResourceError(CLOSED_MESSAGE)
@@ -104,11 +139,15 @@ class Manager(Protocol):
     concurrent: dict[int, set[Any]]
     requeueing: dict[int, set[Any]]
     buffers: BufferRing | None
+    last_descriptor_cancel: int
     receives: list[Any]
     sends: list[Any]
 
     def next_user_data(self) -> int:
         """A number that no entry has had."""
+
+    def follow_limiter(self) -> None:
+        """See that there may be as many workers as threads."""
 
     def forget(self, operation: Any, where: dict[int, set[Any]]) -> None:
         """Take an operation out of `cancelling`, `concurrent` or `requeueing`."""
@@ -240,9 +279,11 @@ class Operation:
       result, flags: those of the completion, once there is one.
       kinds: what it is called where no frame of its task has the opcode (`observe`): if it reads, and if it writes. None
         where that is the name of the class.
+      needs_worker: the kernel always has a worker do it, whatever the descriptor is.
     """
 
     kinds: ClassVar[tuple[str, str] | None] = None
+    needs_worker: ClassVar[bool] = False
 
     __slots__ = (
         "cancelling",
@@ -299,6 +340,8 @@ class Operation:
             await trio.lowlevel.checkpoint_if_cancelled()
             if self.waiters is not None and self.fd in self.waiters:
                 raise busy()
+            if self.waiters is None:
+                self.manager.follow_limiter()
             self.user_data = user_data = self.manager.next_user_data()
             await self.queue_and_wait(
                 self.manager.ring.queue,
@@ -322,12 +365,17 @@ class Operation:
             await self.failed()
 
     def refused(self) -> bool:
-        """After a negative result: whether the ring may not do this, as far as the result tells (F56).
+        """After a negative result: whether the ring may not do this (F56) or cannot (F40), as far as the result tells.
 
-        A restriction of the whole task answers -EACCES, as the file itself may. Whoever hears True does it without the ring, as
-        Trio would: then it is known whose answer it was.
+        A restriction of the whole task answers -EACCES, as the file itself may, and the kernel -ECANCELED where it can make no
+        worker. Whoever hears True does it without the ring, as Trio would: then it is known whose answer it was.
         """
-        if self.result != -errno.EACCES or self.raise_cancel is not None:
+        if self.raise_cancel is not None:
+            return False
+        if self.result == -errno.ECANCELED:
+            if self._cancelled_with_another() or not self._goes_to_workers():
+                return False
+        elif self.result != -errno.EACCES:
             return False
         self.manager.forget(self, self.manager.requeueing)
         self.keep = None
@@ -411,6 +459,15 @@ class Operation:
             self.manager.forget(self, self.manager.requeueing)
         if self.raise_cancel is not None:
             self.raise_cancel()
+        if result == -errno.ECANCELED and not self._cancelled_with_another():
+            raise self.error(result)
+
+    def _goes_to_workers(self) -> bool:
+        return self.needs_worker or self.waiters is None or not has_readiness(self.fd)
+
+    def _cancelled_with_another(self) -> bool:
+        """Whether a close of another descriptor of the same file may have cancelled it."""
+        return self.user_data <= self.manager.last_descriptor_cancel
 
     def error(self, result: int) -> OSError:
         """The exception for a negative result."""
@@ -488,7 +545,7 @@ class NewDescriptor(Operation):
         """Nobody will take the descriptor."""
         super().discard(result, flags)
         if result >= 0:
-            os.close(result)
+            close_descriptor(result)
 
 
 class SocketTransfer(Operation):

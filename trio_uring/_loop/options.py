@@ -26,6 +26,7 @@ GROUP_OPTION: Final = "async_workers_cpuset"
 
 _MAX_SQ_ENTRIES: Final = 32768
 _MAX_CQ_ENTRIES: Final = 65536
+_MAX_WORKERS: Final = 32768
 
 
 def _number(default: int | None, least: int, most: int) -> Any:
@@ -94,6 +95,10 @@ class UringBackend:
         (docs/benchmarks.md). In a group "auto" is False.
       spin: microseconds, 0 to 1000, for which a run with one or two operations a tick looks for the next completion before it
         sleeps. Only while its sleeps are so short that this pays; other threads run meanwhile. 0 sleeps at once, always.
+      max_workers: kernel workers at a time, 1 to 32768, for what files and paths have to wait for; None for as many as Trio's
+        default thread limiter has tokens, at least 40, and whatever the kernel allows by itself. They are the thread's, which any
+        other ring of that thread has part in. A FIFO that waits for its other end has one beside. In a group it is the
+        group's `workers`.
       group: the `RingGroup` whose processors do the run's I/O; None for the run's own. In text, async_workers_cpuset with the
         list of the processors, and one group for all runs of the process.
 
@@ -106,6 +111,7 @@ class UringBackend:
     cq_entries: int | None = _number(None, 2, _MAX_CQ_ENTRIES)
     speculate: bool | Literal["auto"] = _switch("auto")
     spin: int = _number(20, 0, 1000)
+    max_workers: int | None = _number(None, 1, _MAX_WORKERS)
     group: RingGroup | None = _group()  # noqa: RUF009
 
     def __attrs_post_init__(self) -> None:

@@ -18,6 +18,7 @@ of the CPU once (2.7 and 2.2) and none another time (docs/benchmarks.md), and no
 
 from __future__ import annotations
 
+import errno
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -30,6 +31,7 @@ from .._loop.operation import Operation, os_error
 from .._ring.requests import (
     BYTES_STORAGE,
     PAGE,
+    TU_DIRECT,
     Columns,
     File,
     check_all_aligned,
@@ -171,7 +173,7 @@ async def read_many(file: File, requests: Iterable[tuple[int, int]], *, depth: i
     fd = descriptor(file)
     depth = _depth(depth)
     requests = list(requests)
-    direct = kind(fd)
+    direct = kind(fd) & TU_DIRECT
     checked: list[Columns] = []
     chunk = _CHUNK_DIRECT if direct else _CHUNK
     for start in range(0, len(requests), chunk):
@@ -187,7 +189,7 @@ async def read_many(file: File, requests: Iterable[tuple[int, int]], *, depth: i
     for whole in checked:
         for columns in _cut(whole):
             if manager is None:
-                found = await _in_threads(fd, columns, direct)
+                found = await _in_threads(fd, list(zip(columns.offsets, columns.lengths, strict=True)), direct)
             else:
                 found = await _read_bytes(manager, fd, columns, depth, direct)
             if results:
@@ -224,7 +226,16 @@ async def _read_bytes(
         for i, (result, length) in enumerate(zip(ended, lengths, strict=True)):
             if result != length:
                 blocks[i] = blocks[i][:result] if result >= 0 else os_error(result)
+        without_worker = _without_worker(ended)
+        again = [(columns.offsets[i], lengths[i]) for i in without_worker]
+        for i, block in zip(without_worker, await _in_threads(fd, again, direct), strict=True):
+            blocks[i] = block
     return blocks
+
+
+def _without_worker(ended: array[int]) -> list[int]:
+    """Which reads a thread has to do, for want of a worker (F40)."""
+    return [i for i, result in enumerate(ended) if result == -errno.ECANCELED]
 
 
 def _read_some(fd: int, columns: Sequence[tuple[int, int]], direct: int) -> list[bytes | OSError]:
@@ -237,8 +248,7 @@ def _read_some(fd: int, columns: Sequence[tuple[int, int]], direct: int) -> list
     return results
 
 
-async def _in_threads(fd: int, columns: Columns, direct: int) -> list[bytes | OSError]:
-    pairs = list(zip(columns.offsets, columns.lengths, strict=True))
+async def _in_threads(fd: int, pairs: Sequence[tuple[int, int]], direct: int) -> list[bytes | OSError]:
     results: list[bytes | OSError] = []
     for start in range(0, len(pairs), _IN_ONE_THREAD_CALL):
         some = pairs[start : start + _IN_ONE_THREAD_CALL]
@@ -264,7 +274,7 @@ async def readinto_many(file: File, requests: Iterable[tuple[int, Any]], *, dept
     fd = descriptor(file)
     depth = _depth(depth)
     requests = list(requests)
-    direct = kind(fd)
+    direct = kind(fd) & TU_DIRECT
     manager = ring_manager()
     offsets, lengths, addresses = array("Q"), array("I"), array("Q")
     memory: list[Any] = []
@@ -286,13 +296,18 @@ async def readinto_many(file: File, requests: Iterable[tuple[int, Any]], *, dept
         columns = Columns(offsets, lengths, max(lengths), 0)
         window = _window(columns, depth, direct)
         ended, short = await _read_batch(manager, fd, columns, where, 0, memory, window)
+        results: list[int | OSError] = [r if r >= 0 else os_error(r) for r in ended] if short else list(lengths)
+        if short and (again := _without_worker(ended)):
+            found = await _into_in_threads(fd, array("Q", [offsets[i] for i in again]), [memory[i] for i in again])
+            for i, result in zip(again, found, strict=True):
+                results[i] = result
     except BaseException:
         # Not left to the frames of a traceback; but what is in flight stays pinned.
         if manager is None or not any(_keeps(operation, memory) for operation in manager.concurrent.get(fd, ())):
             for part in memory:
                 ffi.release(part)
         raise
-    return [r if r >= 0 else os_error(r) for r in ended] if short else list(lengths)
+    return results
 
 
 def _keeps(operation: Operation, memory: list[Any]) -> bool:

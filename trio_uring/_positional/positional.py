@@ -30,10 +30,18 @@ from trio.lowlevel import Task
 
 from .._loop.calls import MAX_RW_COUNT, WORKER_THRESHOLD, address_of, ring_manager
 from .._loop.manager import UringIOManager
-from .._loop.operation import ENDING_EXCEPTIONS, GLOBAL_RUN_CONTEXT, Operation, os_error, redeliver
+from .._loop.operation import (
+    ENDING_EXCEPTIONS,
+    GLOBAL_RUN_CONTEXT,
+    Operation,
+    close_descriptor,
+    os_error,
+    redeliver,
+)
 from .._ring.requests import (
     INT_MAX,
     LAST,
+    TU_DIRECT,
     File,
     aligned_buffer,
     alignment_of,
@@ -42,6 +50,7 @@ from .._ring.requests import (
     kind,
     pinned,
     span,
+    sqe_flags_of,
     whole_number,
 )
 from .._ring.ring import OP_FALLOCATE, OP_FSYNC, OP_READ, OP_STATX, OP_WRITE, OP_WRITEV, ffi, lib, tu_read_cached
@@ -97,6 +106,10 @@ class Transfer(Operation):
             return None  # at rest: not its completion
         return Operation.complete(self, result, flags)
 
+    def _cancelled_with_another(self) -> bool:
+        """Nobody knows, as its user_data is used again; but by a thread it can be done whoever cancelled it."""
+        return False
+
 
 def _enter(transfer: Transfer, fd: int, keep: object, task: Task) -> None:
     """Enter a transfer that is to be queued into the books."""
@@ -119,6 +132,7 @@ async def transfer_whole(
     length: int,
     offset: int,
     ended: Transfer | None = None,
+    sqe_flags: int = 0,
 ) -> int:
     """Read or write all of it. A cancel point; a schedule point as `read_at`.
 
@@ -126,6 +140,7 @@ async def transfer_whole(
       opcode: OP_READ or OP_WRITE.
       memory: bytes, or a cffi array; kept until the last completion.
       ended: the first transfer of it, if that has been made already.
+      sqe_flags: `sqe_flags_of` the descriptor.
 
     Returns the bytes moved: fewer than asked at the end of a file, and for a write that was cancelled, or whose descriptor
     was closed, after a part of it was in the file.
@@ -153,7 +168,7 @@ async def transfer_whole(
             size = min(length - done, MAX_RW_COUNT)
             _enter(transfer, fd, memory, task)
             try:
-                rc = tu_rw(transfer.ring, opcode, fd, address, size, offset + done, transfer.user_data)
+                rc = tu_rw(transfer.ring, opcode, fd, address, size, offset + done, sqe_flags, transfer.user_data)
                 if not rc:
                     await transfer.trap
             except BaseException:
@@ -176,16 +191,17 @@ async def transfer_whole(
                 raise_cancel()
         elif result == -errno.EINVAL and done and opcode == OP_READ:
             return done  # direct I/O: the file ends between two blocks, and the next read would begin there
-        elif transfer.refused():
-            pointer = ffi.from_buffer("char[]", address) if address.__class__ is bytes else address
-            left = min(length - done, MAX_RW_COUNT)
-            moved = await transfer.by_system_call(memory, opcode, pointer, left, offset + done)
-            done += moved
-            if done == length or moved == 0:
-                return done
         else:
             try:
-                await transfer.failed()
+                if transfer.refused():
+                    pointer = ffi.from_buffer("char[]", address) if address.__class__ is bytes else address
+                    left = min(length - done, MAX_RW_COUNT)
+                    moved = await transfer.by_system_call(memory, opcode, pointer, left, offset + done)
+                    done += moved
+                    if done == length or moved == 0:
+                        return done
+                else:
+                    await transfer.failed()
             except ENDING_EXCEPTIONS as error:
                 if not done or opcode == OP_READ:
                     raise
@@ -197,13 +213,15 @@ async def transfer_whole(
             address = (ffi.from_buffer("char[]", memory) if memory.__class__ is bytes else memory) + done
 
 
-async def _transfer_pinned(manager: UringIOManager, opcode: int, fd: int, memory: Any, length: int, offset: int) -> int:
+async def _transfer_pinned(
+    manager: UringIOManager, opcode: int, fd: int, memory: Any, length: int, offset: int, sqe_flags: int
+) -> int:
     """`transfer_whole`, and the memory is let go as soon as the kernel has done so.
 
     Not left to the frames of a traceback: they would keep the caller's buffer from being resized.
     """
     try:
-        done = await transfer_whole(manager, opcode, fd, memory, length, offset)
+        done = await transfer_whole(manager, opcode, fd, memory, length, offset, None, sqe_flags)
     except BaseException:
         if not any(operation.keep is memory for operation in manager.concurrent.get(fd, ())):
             ffi.release(memory)
@@ -308,18 +326,22 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
                 return data if done == length else data[:done]
     fd = descriptor(file)
     length, offset = span(length, offset)
-    direct = kind(fd)
+    found = kind(fd)
+    direct = found & TU_DIRECT
     if direct:
         check_aligned(alignment_of(fd), length, offset)
     manager = ring_manager()
     if manager is None:
         return await trio.to_thread.run_sync(_pread, fd, length, offset, direct)
+    sqe_flags = sqe_flags_of(found)
     if direct and length:
         aligned = aligned_buffer(length)
-        done = await _transfer_pinned(manager, OP_READ, fd, ffi.from_buffer("char[]", aligned), length, offset)
+        done = await _transfer_pinned(
+            manager, OP_READ, fd, ffi.from_buffer("char[]", aligned), length, offset, sqe_flags
+        )
         return bytes(aligned[:done])
     data = bytes(length)
-    done = await transfer_whole(manager, OP_READ, fd, data, length, offset)
+    done = await transfer_whole(manager, OP_READ, fd, data, length, offset, None, sqe_flags)
     return data if done == length else data[:done]
 
 
@@ -332,7 +354,8 @@ async def _whole(
     memory = pinned(buffer, name, writable=opcode == OP_READ)
     try:
         length, offset = span(len(memory), offset)
-        if kind(fd):
+        found = kind(fd)
+        if found & TU_DIRECT:
             check_aligned(alignment_of(fd), length, offset, address_of(memory))
         manager = ring_manager()
         if manager is None:
@@ -341,7 +364,7 @@ async def _whole(
     except BaseException:
         ffi.release(memory)
         raise
-    return await _transfer_pinned(manager, opcode, fd, memory, length, offset)
+    return await _transfer_pinned(manager, opcode, fd, memory, length, offset, sqe_flags_of(found))
 
 
 @trio.lowlevel.enable_ki_protection
@@ -389,7 +412,8 @@ async def writev_at(file: File, buffers: Iterable[Any], offset: int) -> int:
     memory = [pinned(buffer, f"buffers[{i}]", writable=False) for i, buffer in enumerate(buffers)]
     try:
         total, offset = span(sum(map(len, memory)), offset)
-        if kind(fd):
+        found = kind(fd)
+        if found & TU_DIRECT:
             want = alignment_of(fd)
             for i, part in enumerate(memory):
                 check_aligned(want, len(part), offset, address_of(part), f"buffers[{i}]: ")
@@ -404,7 +428,7 @@ async def writev_at(file: File, buffers: Iterable[Any], offset: int) -> int:
             if manager is None:
                 result = await _writev_in_thread(fd, memory, done, offset + done)
             else:
-                result = await _writev(manager, fd, memory, done, offset + done)
+                result = await _writev(manager, fd, memory, done, offset + done, sqe_flags_of(found))
         except ENDING_EXCEPTIONS as error:
             if not done:
                 raise
@@ -445,12 +469,14 @@ async def _writev_in_thread(fd: int, memory: Sequence[Any], skip: int, offset: i
         raise
 
 
-async def _writev(manager: UringIOManager, fd: int, memory: Sequence[Any], skip: int, offset: int) -> int:
+async def _writev(
+    manager: UringIOManager, fd: int, memory: Sequence[Any], skip: int, offset: int, sqe_flags: int
+) -> int:
     vector = _vector(memory, skip)
     iovecs = ffi.new("uintptr_t[]", [int(word) for start, size in vector for word in (address_of(start), size)] or 2)
     operation = Operation(manager, fd, (memory, iovecs), None)
     try:
-        return await operation.perform(OP_WRITEV, ffi.cast("void *", iovecs), len(vector), offset)
+        return await operation.perform(OP_WRITEV, ffi.cast("void *", iovecs), len(vector), offset, sqe_flags=sqe_flags)
     except BaseException:
         # As in `_transfer_pinned`.
         if operation.user_data not in manager.operations:
@@ -585,7 +611,7 @@ class Duplicate(Operation):
 
     def _close(self) -> None:
         if self.duplicate >= 0:
-            os.close(self.duplicate)
+            close_descriptor(self.duplicate)
             self.duplicate = -1
 
     def discard(self, result: int, flags: int) -> None:

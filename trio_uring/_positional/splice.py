@@ -29,8 +29,8 @@ from trio._socket import _SocketType
 
 from .._loop.calls import MAX_RW_COUNT, ring_manager
 from .._loop.manager import UringIOManager
-from .._loop.operation import ENDING_EXCEPTIONS, Operation, redeliver
-from .._ring.requests import File, descriptor, kind, pinned, span, whole_number
+from .._loop.operation import ENDING_EXCEPTIONS, Operation, close_descriptor, redeliver
+from .._ring.requests import File, descriptor, kind, pinned, span, sqe_flags_of, whole_number
 from .._ring.ring import OP_READ, OP_SPLICE, OP_WRITE, ffi
 from .positional import transfer_whole
 
@@ -47,6 +47,8 @@ _NO_RANGE: Final = _NO_SPLICE | {errno.EXDEV, errno.EBADF, errno.ETXTBSY}
 
 class Splice(Operation):
     """IORING_OP_SPLICE. The entry's file is the target; the source is a duplicate, closed when it is over."""
+
+    needs_worker = True
 
     __slots__ = ("duplicate", "source")
 
@@ -88,7 +90,7 @@ class Splice(Operation):
     def _over(self) -> None:
         self._forget_source()
         if self.duplicate >= 0:
-            os.close(self.duplicate)
+            close_descriptor(self.duplicate)
             self.duplicate = -1
 
     def _forget_source(self) -> None:
@@ -392,14 +394,15 @@ async def _copy_with_buffer(
     manager: UringIOManager, fds: tuple[int, int], limit: int | None, offset_source: int, offset_target: int
 ) -> int:
     memory = pinned(bytearray(_AT_A_TIME), "buffer", writable=True)
+    reads, writes = (sqe_flags_of(kind(fd)) for fd in fds)
     done = 0
     try:
         while limit is None or done < limit:
             size = _AT_A_TIME if limit is None else min(_AT_A_TIME, limit - done)
-            size = await transfer_whole(manager, OP_READ, fds[0], memory, size, offset_source + done)
+            size = await transfer_whole(manager, OP_READ, fds[0], memory, size, offset_source + done, None, reads)
             if not size:
                 break
-            written = await transfer_whole(manager, OP_WRITE, fds[1], memory, size, offset_target + done)
+            written = await transfer_whole(manager, OP_WRITE, fds[1], memory, size, offset_target + done, None, writes)
             done += written
             if written < size:
                 break

@@ -19,18 +19,23 @@ from operator import or_, sub
 from struct import unpack_from
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from .ring import MAX_RW_COUNT, HasFileno, address_of, ffi, lib, os_error, tu_pairs
+from .ring import IOSQE_ASYNC, MAX_RW_COUNT, HasFileno, address_of, ffi, lib, os_error, tu_pairs
 
 File: TypeAlias = "int | HasFileno"
+
+# Where a file object of Trio's or AnyIO's keeps what serves it (`_files.engine.Engine`).
+ENGINE: Final = "_trio_uring_engine"
 
 LAST: Final = (1 << 63) - 1  # the largest position of a file, loff_t
 PAGE: Final = mmap.PAGESIZE
 INT_MAX: Final = 0x7FFFFFFF
 _AT_EMPTY_PATH: Final = 0x1000
+_AT_STATX_DONT_SYNC: Final = 0x4000
 _STATX_SIZE: Final = 256
 _STATX_DIOALIGN: Final = 0x2000
 _DIO_ALIGN: Final = 152  # where struct statx has stx_dio_mem_align and stx_dio_offset_align
 TU_DIRECT: Final = 1
+TU_ELSEWHERE: Final = 2
 tu_file = lib.tu_file
 
 _pin_writable = partial(ffi.from_buffer, ffi.typeof("char[]"), require_writable=True)
@@ -52,7 +57,9 @@ def descriptor(file: object, what: str = "file") -> int:
     if isinstance(file, int) and not isinstance(file, bool):
         fd = file
     else:
-        fileno = getattr(file, "fileno", None)
+        # Of a file that the ring serves the builtin object is asked: nobody else gets to know its descriptor (F42).
+        engine = getattr(file, "__dict__", {}).get(ENGINE)
+        fileno = getattr(file if engine is None else engine.real, "fileno", None)
         if fileno is None:
             raise TypeError(f"{what} must be a file descriptor or have fileno(), not {type(file).__name__}")
         fd = fileno()
@@ -126,17 +133,25 @@ def aligned_buffer(size: int, alignment: int = PAGE) -> memoryview:
 
 
 def kind(fd: int) -> int:
-    """0, or TU_DIRECT for a descriptor with O_DIRECT; OSError where it is closed (EBADF) or has no positions (ESPIPE)."""
+    """0, or of a descriptor with O_DIRECT TU_DIRECT, and of a file for which somebody may have to be asked TU_ELSEWHERE.
+
+    OSError where it is closed (EBADF) or has no positions (ESPIPE).
+    """
     found: int = tu_file(fd)
     if found < 0:
         raise os_error(found)
     return found
 
 
+def sqe_flags_of(found: int) -> int:
+    """The flags of a transfer's entry, from what `kind` has answered: the submission waits for nobody who may be asked (F53)."""
+    return IOSQE_ASYNC if found & TU_ELSEWHERE else 0
+
+
 def alignment_of(fd: int) -> tuple[int, int]:
     """What a descriptor with O_DIRECT wants of addresses, and of offsets and lengths, in bytes; 1 where nobody knows."""
     out = ffi.new("char[]", _STATX_SIZE)
-    if lib.tu_statx(fd, b"", _AT_EMPTY_PATH, _STATX_DIOALIGN, out) < 0:
+    if lib.tu_statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_DIOALIGN, out) < 0:
         return 1, 1
     memory, offset = unpack_from("=II", ffi.buffer(out), _DIO_ALIGN)
     return memory or 1, offset or 1

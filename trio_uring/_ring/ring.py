@@ -356,7 +356,7 @@ class Ring:
         if rc:
             self._fail(rc)
 
-    def cancel_fd(self, fd: int, entries: Sequence[int] = ()) -> None:
+    def cancel_fd(self, fd: int, entries: Sequence[int] = ()) -> bool:
         """Cancel requests on a descriptor now, queued ones included, and make the kernel let go of the file.
 
         For use before close(2), which ends no request: the cancelled requests hold the file until their deferred work
@@ -367,10 +367,13 @@ class Ring:
           entries: the user_data of the requests to cancel, for who knows them all. Without, it is every request on the open
               file, those on its duplicates too (IORING_ASYNC_CANCEL_FD | ALL), and the kernel looks at all that wait in
               the ring, whatever they wait for.
+
+        Returns whether it was by the open file: then requests on duplicates of the descriptor may have been cancelled as well.
         """
         rc = lib.tu_cancel_fd(self._r, fd, entries, len(entries))
-        if rc:
+        if rc < 0:
             self._fail(rc)
+        return bool(rc)
 
     def release(self) -> None:
         """Make certain that no completed request holds its file any more; for use before close(2).
@@ -416,6 +419,12 @@ class Ring:
         shim): going to sleep and being woken takes longer then than what it waits for. Not on a machine of one processor.
         """
         lib.tu_spin(self._r, nanoseconds)
+
+    def max_workers(self, bounded: int) -> int:
+        """How many kernel workers may be at work for this thread on what is bounded, which is files: a new number, or 0 to ask
+        (IORING_REGISTER_IOWQ_MAX_WORKERS, 5.15). Answers what it was; 0 where the kernel does not tell.
+        """
+        return max(0, int(lib.tu_max_workers(self._r, bounded)))
 
     def owner_back(self) -> None:
         """The owner is back from an idle `wait` and will wait again: entries may be batched once more.
