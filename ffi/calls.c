@@ -89,6 +89,19 @@ static int plain_pair(PyObject *pair, unsigned long long most, uint64_t *offset,
     *offset = from;
     *length = (uint32_t)size;
     return size <= most && from <= INT64_MAX - most;
+/* tu_ready(fd, events): whether poll(2) has something to report of a descriptor now. No system call that waits. */
+static PyObject *call_ready(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    struct pollfd pfd = {-1, 0, 0};
+
+    (void)module;
+    if (given != 2)
+        return PyErr_Format(PyExc_TypeError, "tu_ready() takes fd, events");
+    pfd.fd = (int)PyLong_AsLong(args[0]);
+    pfd.events = (short)PyLong_AsLong(args[1]);
+    if (PyErr_Occurred())
+        return NULL;
+    return PyBool_FromLong(poll(&pfd, 1, 0) == 1 && !(pfd.revents & POLLNVAL));
 }
 
 /* What reads of a batch are asked for, as arrays: tu_pairs(pairs, offsets, lengths, most) with a list of pairs of an offset and a
@@ -126,6 +139,7 @@ static PyMethodDef calls[] = {
     {"tu_recv", (PyCFunction)(void (*)(void))call_recv, METH_FASTCALL, NULL},
     {"tu_send", (PyCFunction)(void (*)(void))call_send, METH_FASTCALL, NULL},
     {"tu_read_cached", (PyCFunction)(void (*)(void))call_read_cached, METH_FASTCALL, NULL},
+    {"tu_ready", (PyCFunction)(void (*)(void))call_ready, METH_FASTCALL, NULL},
     {"tu_pairs", (PyCFunction)(void (*)(void))call_pairs, METH_FASTCALL, NULL},
     {"tu_pool_read", (PyCFunction)(void (*)(void))call_pool_read, METH_FASTCALL, NULL},
     {"tu_pool_buffers", (PyCFunction)(void (*)(void))call_pool_buffers, METH_FASTCALL, NULL},

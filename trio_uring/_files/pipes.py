@@ -36,12 +36,11 @@ import stat
 from typing import Any, Final, NoReturn
 
 import trio
-from trio._socket import _try_sync
 from trio._unix_pipes import DEFAULT_RECEIVE_SIZE
 
-from .._loop.calls import CURRENT_POSITION, MAX_RW_COUNT, AsyncMethod, replaces, ring_manager
+from .._loop.calls import CURRENT_POSITION, MAX_RW_COUNT, NOT_NOW, AsyncMethod, attempt, replaces, ring_manager
 from .._loop.manager import UringIOManager
-from .._loop.operation import Operation
+from .._loop.operation import Operation, schedule_point
 from .._ring.ring import OP_WRITE, ffi, lib
 
 # Where an FdStream's holder of its descriptor keeps what `_has_position` has found.
@@ -95,8 +94,17 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
             return await original(self, max_bytes)  # type: ignore[no-any-return]
         detector._held = True
         try:
-            async with _try_sync():
-                return os.read(fd, most)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            try:
+                data = os.read(fd, most)
+            except BlockingIOError:
+                pass
+            except OSError:
+                await schedule_point()
+                raise
+            else:
+                await schedule_point()
+                return data
             while True:
                 await manager.wait_ready(fd, manager.readers)
                 with contextlib.suppress(BlockingIOError):  # somebody else has read it
@@ -137,6 +145,9 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
         sent = 0
         detector._held = True
         try:
+            if manager.try_first:
+                now = await attempt(fd, True, os.write, fd, data)
+                sent = 0 if now is NOT_NOW else now
             while sent < size:
                 if self._fd_holder.closed:  # since the last write
                     raise _closed()

@@ -16,7 +16,7 @@ from .._ring.ring import MAX_RW_COUNT as MAX_RW_COUNT
 from .._ring.ring import address_of as address_of
 from .._ring.ring import ffi
 from .manager import UringIOManager
-from .operation import GLOBAL_RUN_CONTEXT
+from .operation import GLOBAL_RUN_CONTEXT, schedule_point
 
 AT_FDCWD: Final = -100
 CURRENT_POSITION: Final = (1 << 64) - 1  # offset -1: at the file's position, which moves (IORING_FEAT_RW_CUR_POS)
@@ -47,6 +47,47 @@ def replaces(original: AsyncMethod) -> Callable[[AsyncMethod], AsyncMethod]:
         return trio.lowlevel.enable_ki_protection(replacement)  # type: ignore[type-var]
 
     return finish
+
+
+NOT_NOW: Final = object()
+
+
+def trying() -> bool:
+    """Whether a call of the caller's is first to be tried in place (`UringBackend.speculate`)."""
+    manager = ring_manager()
+    return manager is not None and manager.try_first
+
+
+async def attempt(fd: int, sending: bool, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`call(*args, **kwargs)`, a system call that does not wait, with the checkpoint of a call that has not waited.
+
+    NOT_NOW where it would have to wait, or where it is not to be made: in a scope that is cancelled, on a descriptor that another
+    task uses in that direction, and for a receive also where those before it found nothing.
+    """
+    task = GLOBAL_RUN_CONTEXT.task
+    runner = task._runner
+    manager: UringIOManager = runner.io_manager
+    if (
+        task._cancel_status.effectively_cancelled
+        or runner.ki_pending
+        or fd < 0
+        or fd in (manager.writers if sending else manager.readers)
+        or not (sending or manager.promising(fd))
+    ):
+        return NOT_NOW
+    try:
+        result = call(*args, **kwargs)
+    except BlockingIOError:
+        if not sending:
+            manager.was_in_vain(fd)
+        return NOT_NOW
+    except BaseException:
+        await schedule_point()
+        raise
+    if not sending and manager.vain:
+        manager.vain.pop(fd, None)
+    await schedule_point()
+    return result
 
 
 class Pinned:

@@ -39,8 +39,8 @@ from typing import Any, Final
 import attrs
 import trio
 
-from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, FIRST_USER_DATA, BufferRing, HasFileno, Ring
-from .operation import GLOBAL_RUN_CONTEXT, Operation, Poll, SocketTransfer, busy
+from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, FIRST_USER_DATA, BufferRing, HasFileno, Ring, tu_ready
+from .operation import GLOBAL_RUN_CONTEXT, Operation, Poll, SocketTransfer, busy, schedule_point
 from .options import UringBackend
 
 
@@ -83,6 +83,8 @@ BUFFER_GROUP: Final = 0
 # What Trio's default thread limiter has at first; more than the kernel counts at once are none.
 MIN_WORKERS: Final = 40
 MAX_WORKERS: Final = 32768
+
+_MOST_LEFT_OUT: Final = 63  # attempts, between two in vain
 
 Events = Sequence[int]
 
@@ -127,6 +129,7 @@ class UringIOManager:
         "_kernels_workers",
         "_waiting",
         "_wanted_workers",
+        "adaptive",
         "at_hand",
         "buffers",
         "cancelling",
@@ -146,10 +149,11 @@ class UringIOManager:
         "requeueing",
         "ring",
         "sends",
-        "speculate",
         "thread",
         "tokens",
         "transfers",
+        "try_first",
+        "vain",
         "writers",
     )
 
@@ -178,7 +182,13 @@ class UringIOManager:
         self.receives: list[Any] = []
         self.free_received: list[Any] = []
         self.free_sent: list[Any] = []
-        self.speculate = backend.speculate is True
+        # Whether calls first try their system call in place, in this tick. "auto": where one task has the tick for itself, so
+        # that there is no batch for its entry to go with.
+        self.adaptive = backend.speculate == "auto"
+        self.try_first = backend.speculate is True
+        # fd -> attempts to receive that are to be left out, and how many were the last time: the last one was in vain.
+        # For polls, the same of ~fd.
+        self.vain: dict[int, list[int]] = {}
         # The ring's address where what is at hand may be answered on the spot, else 0.
         self.at_hand: int = self.ring.address if backend.speculate and not self.polled else 0
         # Whose run it is; for who looks at it from outside.
@@ -257,6 +267,23 @@ class UringIOManager:
             if not same_fd:
                 del where[operation.fd]
 
+    def promising(self, key: int) -> bool:
+        """Whether an attempt is to be made: not soon after one in vain, and the later the more of them were in a row.
+
+        Args:
+          key: the descriptor, for a receive; its complement, for a poll.
+        """
+        found = self.vain.get(key)
+        if found is None:
+            return True
+        found[0] -= 1
+        return found[0] < 0
+
+    def was_in_vain(self, key: int) -> None:
+        """After an attempt."""
+        found = self.vain.setdefault(key, [0, 0])
+        found[0] = found[1] = min(2 * found[1] + 1, _MOST_LEFT_OUT)
+
     # -------------------------------------------------------------- what Trio's loop calls
 
     def get_events(self, timeout: float) -> Events:
@@ -285,6 +312,8 @@ class UringIOManager:
             events = ring.peek() or _NOTHING
         if not events:
             ring.owner_back()
+            if self.adaptive:
+                self.try_first = len(GLOBAL_RUN_CONTEXT.runner.runq) == 1
             return
         self.lone_completion = len(events) == 3
         operations = self.operations
@@ -327,6 +356,8 @@ class UringIOManager:
                 runq.append(task)
         if self.polled:
             ring.recycle_buffers()
+        if self.adaptive:
+            self.try_first = len(runq) == 1
 
     def force_wakeup(self) -> None:
         """End the current or next `get_events`: any thread, any signal handler."""
@@ -377,6 +408,13 @@ class UringIOManager:
         if fd in waiters:
             raise busy()
         events = select.POLLIN if waiters is self.readers else select.POLLOUT
+        if self.try_first and self.promising(~fd):
+            task = GLOBAL_RUN_CONTEXT.task
+            if not (task._cancel_status.effectively_cancelled or task._runner.ki_pending):
+                if tu_ready(fd, events):
+                    self.vain.pop(~fd, None)
+                    return await schedule_point()
+                self.was_in_vain(~fd)
         await Poll(self, fd, events, waiters, trio.lowlevel.current_task()).sleep()
 
     def notify_closing(self, fd: int | HasFileno) -> None:

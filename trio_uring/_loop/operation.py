@@ -60,7 +60,8 @@ import functools
 import os
 import select
 import stat
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Generator
 from typing import Any, ClassVar, Final, NoReturn, Protocol
 
 import outcome
@@ -154,6 +155,12 @@ class Manager(Protocol):
 
     async def wait_ready(self, fd: int, waiters: dict[int, Any]) -> None:
         """Poll a descriptor."""
+
+
+@types.coroutine
+def schedule_point() -> Generator[Any, Any, None]:
+    """`trio.lowlevel.cancel_shielded_checkpoint`, without its two frames more."""
+    yield _traps.CancelShieldedCheckpoint
 
 
 class Trap(list[object]):

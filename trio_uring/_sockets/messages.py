@@ -35,7 +35,17 @@ import trio
 from trio._socket import _SocketType
 from trio.lowlevel import Task
 
-from .._loop.calls import MAX_RW_COUNT, AsyncMethod, address_of, new_uninitialized, replaces, ring_manager
+from .._loop.calls import (
+    MAX_RW_COUNT,
+    NOT_NOW,
+    AsyncMethod,
+    address_of,
+    attempt,
+    new_uninitialized,
+    replaces,
+    ring_manager,
+    trying,
+)
 from .._loop.manager import BUFFER_GROUP, BUFFER_SIZE, UringIOManager
 from .._loop.operation import GLOBAL_RUN_CONTEXT, Operation
 from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, IOSQE_BUFFER_SELECT, OP_RECVMSG, OP_SENDMSG, ffi, lib
@@ -488,6 +498,10 @@ def recvfrom(original: AsyncMethod) -> AsyncMethod:
     @replaces(original)
     async def recvfrom(self: _SocketType, *args: Any, **kwargs: Any) -> tuple[bytes, Any]:
         if not kwargs and (len(args) == 1 or (len(args) == 2 and _plain(args[1]))):
+            if trying():
+                now = await attempt(self._sock.fileno(), False, self._sock.recvfrom, *args)
+                if now is not NOT_NOW:
+                    return now  # type: ignore[no-any-return]
             operation = _begin_receive(self._sock, args[0], 0)
             if operation is not None:
                 # _performed, flattened.
@@ -525,6 +539,10 @@ def recvfrom_into(original: AsyncMethod) -> AsyncMethod:
             wanted = None
         if wanted is not None:
             buffer, nbytes = wanted
+            if trying():
+                now = await attempt(self._sock.fileno(), False, self._sock.recvfrom_into, *args, **kwargs)
+                if now is not NOT_NOW:
+                    return now  # type: ignore[no-any-return]
             operation = await _performed(lambda: _begin_receive_into(self._sock, (buffer,), nbytes, 0))
             if operation is not None:
                 return operation.result, operation.address()
@@ -546,6 +564,10 @@ def recvmsg(original: AsyncMethod) -> AsyncMethod:
     @replaces(original)
     async def recvmsg(self: _SocketType, *args: Any, **kwargs: Any) -> tuple[bytes, AncillaryData, int, Any]:
         if args and not kwargs and (control := _wants_control(*args[1:])) is not None:
+            if trying():
+                now = await attempt(self._sock.fileno(), False, self._sock.recvmsg, *args)
+                if now is not NOT_NOW:
+                    return now  # type: ignore[no-any-return]
             operation = await _performed(lambda: _begin_receive(self._sock, args[0], control))
             if operation is not None:
                 received = operation.data, *operation.message()
@@ -566,6 +588,10 @@ def recvmsg_into(original: AsyncMethod) -> AsyncMethod:
                 return await original(self, *args)  # type: ignore[no-any-return]
             buffers = await _listed(args[0])
             if buffers is not None:
+                if trying():
+                    now = await attempt(self._sock.fileno(), False, self._sock.recvmsg_into, buffers, *args[1:])
+                    if now is not NOT_NOW:
+                        return now  # type: ignore[no-any-return]
                 operation = await _performed(lambda: _begin_receive_into(self._sock, buffers, 0, control))
                 if operation is not None:
                     return operation.result, *operation.message()
@@ -586,6 +612,10 @@ def sendto(original: AsyncMethod) -> AsyncMethod:
             if name is None:
                 address, name = await _resolved(self, address)
             if name is not None:
+                if trying():
+                    now = await attempt(self._sock.fileno(), True, self._sock.sendto, args[0], address)
+                    if now is not NOT_NOW:
+                        return now  # type: ignore[no-any-return]
                 operation = _begin_send_one(self._sock, args[0], address, name)
                 if operation is not None:
                     # _performed, flattened.
@@ -622,6 +652,18 @@ def sendmsg(original: AsyncMethod) -> AsyncMethod:
         if buffers is not None and ancillary is not None:
             control = _control_messages(ancillary)
             if name is not None and control is not None and _plain(given[2]):
+                if trying():
+                    now = await attempt(
+                        self._sock.fileno(),
+                        True,
+                        self._sock.sendmsg,
+                        buffers,
+                        ancillary,
+                        0,
+                        *(() if address is None else (address,)),
+                    )
+                    if now is not NOT_NOW:
+                        return now  # type: ignore[no-any-return]
                 operation = await _performed(lambda: _begin_send(self._sock, buffers, control, address, name))
                 if operation is not None:
                     return operation.result

@@ -40,9 +40,9 @@ from typing import Any, Final
 
 import trio
 from trio._highlevel_socket import _translate_socket_errors_to_stream_errors
-from trio._socket import _SocketType, _try_sync
+from trio._socket import _SocketType
 
-from .._loop.calls import MAX_RW_COUNT, AsyncMethod, address_of, replaces, ring_manager
+from .._loop.calls import MAX_RW_COUNT, NOT_NOW, AsyncMethod, address_of, attempt, replaces, ring_manager, trying
 from .._loop.manager import BUFFER_SIZE
 from .._loop.operation import GLOBAL_RUN_CONTEXT, INTERRUPTED, NewDescriptor, Operation, SocketTransfer
 from .._ring.ring import OP_ACCEPT, OP_CONNECT, OP_RECV, ffi, lib, tu_recv, tu_send
@@ -85,10 +85,10 @@ def dontwait_flag(sock: stdlib_socket.socket) -> int:
     return 0
 
 
-def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = False) -> SocketTransfer | None:
+def begin_receive(sock: stdlib_socket.socket, most: int, tried: bool = False) -> SocketTransfer | None:
     """Queue a receive of at most `most` bytes; None where Trio's own method is to decide what happens.
 
-    And where the run speculates (`UringBackend.speculate`) and that attempt has not been made yet.
+    And where the call is first to be tried in place, and has not been.
 
     With `begin_send` this is where a busy server spends its time, so the steps of `Operation.queue_and_wait` stand here in a row.
     """
@@ -101,7 +101,7 @@ def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = Fals
             return None
         if type(most) is not int or not 0 < most <= BUFFER_SIZE:
             return None
-        if manager.speculate and not speculated:
+        if manager.try_first and not tried:
             return None
     except (AttributeError, TypeError):
         return None
@@ -128,7 +128,7 @@ def begin_receive(sock: stdlib_socket.socket, most: int, speculated: bool = Fals
 
 
 def begin_send(
-    sock: stdlib_socket.socket, data: Any, start: int, msg_flags: int, speculated: bool = False
+    sock: stdlib_socket.socket, data: Any, start: int, msg_flags: int, tried: bool = False
 ) -> SocketTransfer | None:
     """Queue a send of data[start:], counted in bytes; None as in `begin_receive`."""
     try:
@@ -138,7 +138,7 @@ def begin_send(
         writers = manager.writers  # no other manager has that
         if task._cancel_status.effectively_cancelled or runner.ki_pending:
             return None
-        if manager.speculate and not speculated:
+        if manager.try_first and not tried:
             return None
     except AttributeError:
         return None
@@ -196,12 +196,17 @@ def recv(original: AsyncMethod) -> AsyncMethod:
     async def recv(self: _SocketType, *args: Any, **kwargs: Any) -> bytes:
         if len(args) == 1 and not kwargs:
             receive = begin_receive(self._sock, args[0])
-            if receive is None:
-                manager = ring_manager()
-                if manager is not None and manager.speculate and type(args[0]) is int and args[0] > 0:
-                    async with _try_sync():
-                        return self._sock.recv(args[0])
-                    receive = begin_receive(self._sock, args[0], speculated=True)
+            if (
+                receive is None
+                and trying()
+                and self._sock.fileno() >= 0
+                and type(args[0]) is int
+                and args[0] <= BUFFER_SIZE
+            ):
+                now = await attempt(self._sock.fileno(), False, self._sock.recv, args[0])
+                if now is not NOT_NOW:
+                    return now  # type: ignore[no-any-return]
+                receive = begin_receive(self._sock, args[0], tried=True)
             if receive is not None:
                 try:
                     await receive.trap
@@ -230,6 +235,10 @@ def recv_into(original: AsyncMethod) -> AsyncMethod:
     async def recv_into(self: _SocketType, /, *args: Any, **kwargs: Any) -> int:
         manager = ring_manager()
         if manager is not None and self._sock.fileno() >= 0 and self._sock.fileno() not in manager.readers:
+            if manager.try_first:
+                now = await attempt(self._sock.fileno(), False, self._sock.recv_into, *args, **kwargs)
+                if now is not NOT_NOW:
+                    return now  # type: ignore[no-any-return]
             buffer, nbytes, flags = _recv_into_arguments(*args, **kwargs)
             memory = None if flags else _writable(buffer)
             if memory is not None and 0 <= nbytes <= len(memory) <= MAX_RW_COUNT:
@@ -269,16 +278,16 @@ def send(original: AsyncMethod) -> AsyncMethod:
     @replaces(original)
     async def send(self: _SocketType, *args: Any, **kwargs: Any) -> int:
         if len(args) == 1 and not kwargs:
-            speculated = False
+            tried = False
             while True:
-                operation = begin_send(self._sock, args[0], 0, dontwait_flag(self._sock), speculated)
+                operation = begin_send(self._sock, args[0], 0, dontwait_flag(self._sock), tried)
                 if operation is None:
-                    manager = ring_manager()
-                    if speculated or manager is None or not manager.speculate:
+                    if tried or not trying():
                         break
-                    async with _try_sync():
-                        return self._sock.send(args[0])
-                    speculated = True
+                    now = await attempt(self._sock.fileno(), True, self._sock.send, args[0])
+                    if now is not NOT_NOW:
+                        return now  # type: ignore[no-any-return]
+                    tried = True
                     continue
                 try:
                     await operation.trap
@@ -311,6 +320,10 @@ def accept(original: AsyncMethod) -> AsyncMethod:
         sock = self._sock
         if manager is None or not _plain(sock) or sock.fileno() in manager.readers:
             return await original(self)  # type: ignore[no-any-return]
+        if manager.try_first:
+            now = await attempt(sock.fileno(), False, sock.accept)
+            if now is not NOT_NOW:
+                return trio.socket.from_stdlib_socket(now[0]), now[1]  # type: ignore[return-value]
         where = ffi.new("char[]", sockaddr.SIZE)
         length = ffi.new("unsigned *", sockaddr.SIZE)
         operation = Accept(manager, sock.fileno(), (where, length), manager.readers)
@@ -401,6 +414,12 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
         if sock.__class__ is _SocketType:
             most = BUFFER_SIZE if max_bytes is None else max_bytes
             receive = begin_receive(sock._sock, most)
+            if receive is None and trying() and type(most) is int and 0 < most <= BUFFER_SIZE:
+                with _translate_socket_errors_to_stream_errors():
+                    now = await attempt(sock.fileno(), False, sock._sock.recv, most)
+                if now is not NOT_NOW:
+                    return now  # type: ignore[no-any-return]
+                receive = begin_receive(sock._sock, most, tried=True)
             if receive is not None:
                 try:
                     await receive.trap
@@ -423,6 +442,11 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
     return receive_some
 
 
+def _send_some(sock: stdlib_socket.socket, data: Any) -> tuple[int, int]:
+    with memoryview(data) as view:
+        return sock.send(data) if view.nbytes else 0, view.nbytes
+
+
 def send_all(original: AsyncMethod) -> AsyncMethod:
     """SocketStream.send_all: an entry for as much as the kernel takes, and another for the rest.
 
@@ -439,7 +463,22 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
         sent = 0
         operation = begin_send(sock._sock, data, 0, 0)
         if operation is None:
-            return await original(self, data)  # type: ignore[no-any-return]
+            if not trying():
+                return await original(self, data)  # type: ignore[no-any-return]
+            detector._held = True
+            try:
+                with _translate_socket_errors_to_stream_errors():
+                    now = await attempt(sock.fileno(), True, _send_some, sock._sock, data)
+            finally:
+                detector._held = False
+            if now is not NOT_NOW:
+                sent, size = now
+                if sent == size:
+                    return None
+            operation = begin_send(sock._sock, data, sent, 0, tried=True)
+            if operation is None:
+                with memoryview(data) as view, view.cast("B") as all_bytes, all_bytes[sent:] as rest:
+                    return await original(self, rest)  # type: ignore[no-any-return]
         detector._held = True
         try:
             while True:
@@ -471,7 +510,7 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
                 else:
                     with _translate_socket_errors_to_stream_errors():
                         await operation.failed()
-                again = begin_send(sock._sock, data, sent, 0)
+                again = begin_send(sock._sock, data, sent, 0, tried=True)
                 if again is None:
                     break
                 operation = again
