@@ -89,6 +89,8 @@ static int plain_pair(PyObject *pair, unsigned long long most, uint64_t *offset,
     *offset = from;
     *length = (uint32_t)size;
     return size <= most && from <= INT64_MAX - most;
+}
+
 /* tu_ready(fd, events): whether poll(2) has something to report of a descriptor now. No system call that waits. */
 static PyObject *call_ready(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {

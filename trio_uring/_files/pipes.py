@@ -118,7 +118,7 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
 
 
 def send_all(original: AsyncMethod) -> AsyncMethod:
-    """FdStream.send_all: a write after the other until all is written, each as much as the kernel takes.
+    """FdStream.send_all: a write after the other until all is written, each as much as the kernel takes; the first perhaps in place.
 
     What was written when a cancel ended it stays written, as in Trio: a short write is a completion, and the cancel is seen
     before the next one is queued.
@@ -143,6 +143,7 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
             return await original(self, data)  # type: ignore[no-any-return]
         size = len(memory)
         sent = 0
+        operation: Operation | None = None
         detector._held = True
         try:
             if manager.try_first:
@@ -160,7 +161,7 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
         finally:
             detector._held = False
             # Not left to the frames of a traceback: they would keep the caller's memory pinned.
-            if operation.user_data not in manager.operations:
+            if operation is None or operation.user_data not in manager.operations:
                 ffi.release(memory)
         return None
 

@@ -38,8 +38,8 @@ try:
     from .._ffi import tu_pool_give as tu_pool_give
     from .._ffi import tu_pool_read as tu_pool_read
     from .._ffi import tu_pool_take as tu_pool_take
-    from .._ffi import tu_ready as tu_ready
     from .._ffi import tu_read_cached as tu_read_cached
+    from .._ffi import tu_ready as tu_ready
     from .._ffi import tu_recv as tu_recv
     from .._ffi import tu_send as tu_send
 except ImportError as missing:  # told at the first use, so that importing the package works everywhere
