@@ -91,6 +91,60 @@ static int plain_pair(PyObject *pair, unsigned long long most, uint64_t *offset,
     return size <= most && from <= INT64_MAX - most;
 }
 
+/* tu_wait_events(ring, timeout, out, max): tu_wait() with a timeout in seconds, or None for ever, and its completions as one list; None
+ * where the timeout expired, an int where the kernel refused. */
+static PyObject *call_wait_events(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    uint64_t ring;
+    int64_t ns = -1, *out;
+    double timeout;
+    unsigned long max;
+    PyObject *list;
+    int n;
+
+    (void)module;
+    if (given != 4)
+        return PyErr_Format(PyExc_TypeError, "tu_wait_events() takes ring, timeout, out, max");
+    ring = PyLong_AsUnsignedLongLong(args[0]);
+    if (args[1] != Py_None) {
+        timeout = PyFloat_AsDouble(args[1]);
+        ns = !(timeout > 0) ? 0 : timeout < 9e9 ? (int64_t)(timeout * 1e9) : INT64_MAX; /* never negative, which is for ever */
+    }
+    out = PyLong_AsVoidPtr(args[2]);
+    max = PyLong_AsUnsignedLong(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
+    n = tu_wait((tu_ring *)(uintptr_t)ring, ns, out, (unsigned)max);
+    if (n == -ETIME)
+        Py_RETURN_NONE;
+    if (n < 0)
+        return PyLong_FromLong(n);
+    list = PyList_New(3 * (Py_ssize_t)n);
+    for (Py_ssize_t i = 0; list && i < 3 * (Py_ssize_t)n; i++) {
+        PyObject *value = PyLong_FromLongLong(out[i]);
+
+        if (!value || PyList_SetItem(list, i, value) < 0) {
+            Py_DECREF(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+static PyObject *call_owner_back(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    uint64_t ring;
+
+    (void)module;
+    if (given != 1)
+        return PyErr_Format(PyExc_TypeError, "tu_owner_back() takes ring");
+    ring = PyLong_AsUnsignedLongLong(args[0]);
+    if (PyErr_Occurred())
+        return NULL;
+    tu_owner_back((tu_ring *)(uintptr_t)ring);
+    Py_RETURN_NONE;
+}
+
 /* tu_ready(fd, events): whether poll(2) has something to report of a descriptor now. No system call that waits. */
 static PyObject *call_ready(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
@@ -141,6 +195,8 @@ static PyMethodDef calls[] = {
     {"tu_recv", (PyCFunction)(void (*)(void))call_recv, METH_FASTCALL, NULL},
     {"tu_send", (PyCFunction)(void (*)(void))call_send, METH_FASTCALL, NULL},
     {"tu_read_cached", (PyCFunction)(void (*)(void))call_read_cached, METH_FASTCALL, NULL},
+    {"tu_wait_events", (PyCFunction)(void (*)(void))call_wait_events, METH_FASTCALL, NULL},
+    {"tu_owner_back", (PyCFunction)(void (*)(void))call_owner_back, METH_FASTCALL, NULL},
     {"tu_ready", (PyCFunction)(void (*)(void))call_ready, METH_FASTCALL, NULL},
     {"tu_pairs", (PyCFunction)(void (*)(void))call_pairs, METH_FASTCALL, NULL},
     {"tu_pool_read", (PyCFunction)(void (*)(void))call_pool_read, METH_FASTCALL, NULL},

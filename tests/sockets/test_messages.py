@@ -37,7 +37,9 @@ pytestmark = pytest.mark.usefixtures("descriptors_flat")
 
 @pytest.fixture
 def direct(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """On the ring Trio's own methods fail, so that nothing can go through them; answers the opcodes as they are queued."""
+    """On the ring Trio's own methods fail, so that nothing can go through them, and nothing is tried before the ring; answers
+    the opcodes as they are queued.
+    """
     codes: list[int] = []
     if "backend" in request.fixturenames and request.getfixturevalue("backend") == "epoll":
         return codes
@@ -51,6 +53,7 @@ def direct(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> l
 
     tu_queue = _messages.tu_queue
     monkeypatch.setattr(_messages, "tu_queue", noted)
+    monkeypatch.setattr(_messages, "trying", lambda: False)
     monkeypatch.setattr("trio._socket._SocketType._nonblocking_helper", not_direct)
     return codes
 

@@ -118,7 +118,9 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
 
 
 def send_all(original: AsyncMethod) -> AsyncMethod:
-    """FdStream.send_all: a write after the other until all is written, each as much as the kernel takes; the first perhaps in place.
+    """FdStream.send_all: a write after the other until all is written, each as much as the kernel takes.
+
+    The first may be made in place (`UringBackend.speculate`).
 
     What was written when a cancel ended it stays written, as in Trio: a short write is a completion, and the cancel is seen
     before the next one is queued.

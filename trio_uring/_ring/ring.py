@@ -32,6 +32,7 @@ try:
     from .._ffi import lib as lib
 
     lib.tu_add_calls(b"trio_uring._ffi")
+    from .._ffi import tu_owner_back as tu_owner_back
     from .._ffi import tu_pairs as tu_pairs
     from .._ffi import tu_pool_add as tu_pool_add
     from .._ffi import tu_pool_buffers as tu_pool_buffers
@@ -42,6 +43,7 @@ try:
     from .._ffi import tu_ready as tu_ready
     from .._ffi import tu_recv as tu_recv
     from .._ffi import tu_send as tu_send
+    from .._ffi import tu_wait_events as tu_wait_events
 except ImportError as missing:  # told at the first use, so that importing the package works everywhere
     ffi = lib = None
     _shim_missing: ImportError | None = missing
@@ -258,6 +260,7 @@ class Ring:
         self.address = int(ffi.cast("uintptr_t", self._r))
         self._max = min(lib.tu_cq_entries(self._r), _MOST_AT_ONCE)
         self._out = ffi.new("int64_t[]", 3 * self._max)
+        self._out_at = int(ffi.cast("uintptr_t", self._out))
         self._buffers: BufferRing | None = None
         _rings.add(self)
 
@@ -433,7 +436,7 @@ class Ring:
         Between a `wait` that timed out and this call, every entry is submitted as soon as it is queued, because in
         guest mode another thread may already be asleep on the ring.
         """
-        lib.tu_owner_back(self._r)
+        tu_owner_back(self.address)
 
     def make_buffers(self, entries: int, size: int, group: int = 0) -> BufferRing:
         """See `BufferRing`."""
@@ -462,16 +465,10 @@ class Ring:
         The first such call answers [] at once, because the owner must first arrange in its next `wait` to be watched. One
         thread at a time: of two sleepers each may take the other's wake-up.
         """
-        # Never negative, which is the shim's word for ever.
-        ns = -1 if timeout is None else int(timeout * 1e9) if timeout > 0 else 0
-        n = lib.tu_wait(self._r, ns, self._out, self._max)
-        if n > 0:
-            return ffi.unpack(self._out, 3 * n)  # type: ignore[no-any-return]
-        if n == -errno.ETIME:
-            return None
-        if n:
-            self._fail(n)
-        return []
+        events = tu_wait_events(self.address, timeout, self._out_at, self._max)
+        if events.__class__ is int:
+            self._fail(events)
+        return events  # type: ignore[return-value]
 
     def peek(self) -> list[int] | None:
         """As `wait(0)`, without waiting for a poller to be done with what it has been given: None tells less then.
