@@ -89,7 +89,7 @@ class Queued(list[int]):
 
 
 @pytest.mark.usefixtures("no_writes")
-def test_one_entry_for_a_send_and_one_for_a_receive_that_waits(ring: Backend) -> None:
+def test_one_entry_for_a_send_and_one_for_a_receive_that_waits(pure_ring: Backend) -> None:
     async def main() -> None:
         with streams() as (receiver, sender):
             await blocked()  # Trio's own wait for wake-ups is queued by then
@@ -106,7 +106,7 @@ def test_one_entry_for_a_send_and_one_for_a_receive_that_waits(ring: Backend) ->
             assert caller.outcome == b"lat"
             assert queued == [OP_WRITE, OP_POLL_ADD, OP_WRITE]
 
-    run(ring, main)
+    run(pure_ring, main)
 
 
 @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview], ids=lambda wrap: wrap.__name__)

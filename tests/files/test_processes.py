@@ -225,7 +225,7 @@ def test_a_child_is_killed_when_run_process_is_cancelled(backend: Backend) -> No
 # ------------------------------------------------------------------ pipes to and from a child
 
 
-def test_more_than_the_pipes_hold_goes_through_a_child(ring: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_the_pipes_hold_goes_through_a_child(pure_ring: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """In both directions at once. What is written is written by the ring: a write(2) of ours would fail."""
     data = bytes(range(256)) * 12_000
     pipes: set[int] = set()
@@ -256,7 +256,7 @@ def test_more_than_the_pipes_hold_goes_through_a_child(ring: Backend, monkeypatc
         await process.stdio.aclose()
         assert await process.wait() == 0
 
-    run(ring, main)
+    run(pure_ring, main)
 
 
 def test_output_and_errors_of_a_child(backend: Backend) -> None:

@@ -211,7 +211,7 @@ def test_f4_half_close_while_a_send_is_in_flight(backend: Backend, kind: str) ->
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_f9_accept_against_its_cancel(ring: Backend, kind: str, tmp_path: Path) -> None:
+def test_f9_accept_against_its_cancel(pure_ring: Backend, kind: str, tmp_path: Path) -> None:
     """A connection is delivered, or it is still in the queue; it is never swallowed by an accept that says Cancelled."""
     total = 10_000
 
@@ -261,7 +261,7 @@ def test_f9_accept_against_its_cancel(ring: Backend, kind: str, tmp_path: Path) 
         assert len(outcomes) == 3
         assert min(outcomes.values()) >= total // 50, outcomes
 
-    run(ring, main)
+    run(pure_ring, main)
 
 
 def connected(clients: list[socket.socket]) -> list[socket.socket]:
@@ -506,7 +506,7 @@ METHODS: dict[str, Callable[[Sock], Awaitable[Any]]] = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", PAIRS)
-def test_f17_no_entry_outlives_its_descriptor(ring: Backend, kind: str, method: str) -> None:
+def test_f17_no_entry_outlives_its_descriptor(pure_ring: Backend, kind: str, method: str) -> None:
     """Queued, closed, and the number reused before the submit: nothing happens to the new socket."""
 
     async def main() -> None:
@@ -544,7 +544,7 @@ def test_f17_no_entry_outlives_its_descriptor(ring: Backend, kind: str, method: 
             finally:
                 os.close(number)
 
-    run(ring, main)
+    run(pure_ring, main)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name.startswith("rec")])

@@ -672,6 +672,7 @@ def _replace_anyio(module: str) -> None:
 USED: Final = {
     "trio._core._run.Task": (
         "_abort_func",
+        "_cancel_points",
         "_cancel_status",
         "_next_send",
         "_next_send_fn",

@@ -120,7 +120,7 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
 def send_all(original: AsyncMethod) -> AsyncMethod:
     """FdStream.send_all: a write after the other until all is written, each as much as the kernel takes.
 
-    The first may be made in place (`UringBackend.speculate`).
+    The first is tried in place (`UringBackend.speculate`): there is nearly always room, and write(2) costs less than an entry.
 
     What was written when a cancel ended it stays written, as in Trio: a short write is a completion, and the cancel is seen
     before the next one is queued.
@@ -148,7 +148,7 @@ def send_all(original: AsyncMethod) -> AsyncMethod:
         operation: Operation | None = None
         detector._held = True
         try:
-            if manager.try_first:
+            if manager.at_hand:
                 now = await attempt(fd, True, os.write, fd, data)
                 sent = 0 if now is NOT_NOW else now
             while sent < size:

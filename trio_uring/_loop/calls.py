@@ -75,6 +75,7 @@ async def attempt(fd: int, sending: bool, call: Callable[..., Any], *args: Any, 
         or not (sending or manager.promising(fd))
     ):
         return NOT_NOW
+    task._cancel_points += 1
     try:
         result = call(*args, **kwargs)
     except BlockingIOError:

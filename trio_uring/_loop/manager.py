@@ -184,7 +184,7 @@ class UringIOManager:
         self.free_sent: list[Any] = []
         # Whether calls first try their system call in place, in this tick. "auto": where one task has the tick for itself, so
         # that there is no batch for its entry to go with.
-        self.adaptive = backend.speculate == "auto"
+        self.adaptive = backend.speculate == "auto" and self.ring.address != 0 and not self.polled
         self.try_first = backend.speculate is True
         # fd -> attempts to receive that are to be left out, and how many were the last time: the last one was in vain.
         # For polls, the same of ~fd.
@@ -413,6 +413,7 @@ class UringIOManager:
             if not (task._cancel_status.effectively_cancelled or task._runner.ki_pending):
                 if tu_ready(fd, events):
                     self.vain.pop(~fd, None)
+                    task._cancel_points += 1
                     return await schedule_point()
                 self.was_in_vain(~fd)
         await Poll(self, fd, events, waiters, trio.lowlevel.current_task()).sleep()

@@ -91,8 +91,10 @@ class UringBackend:
         `sq_entries`, at most 65536.
       speculate: whether a call first tries, on the calling core, the system call that cannot wait, and queues an entry only
         where that finds nothing at hand. "auto" tries where it nearly always succeeds and is the faster: data of a file that is
-        in the page cache. True tries in socket.recv and send, too. False: every operation goes through the ring
-        (docs/benchmarks.md). In a group "auto" is False.
+        in the page cache, a write to a pipe; and sends, receives, accepts and waits for a descriptor as long as one task has the
+        loop for itself, so that there is no batch for its entry to go with. Receives that found nothing are tried less and less.
+        True tries those always. False: every operation goes through the ring (docs/benchmarks.md). In a group
+        "auto" is False.
       spin: microseconds, 0 to 1000, for which a run with one or two operations a tick looks for the next completion before it
         sleeps. Only while its sleeps are so short that this pays; other threads run meanwhile. 0 sleeps at once, always.
       max_workers: kernel workers at a time, 1 to 32768, for what files and paths have to wait for; None for as many as Trio's
