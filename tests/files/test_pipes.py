@@ -283,7 +283,7 @@ def test_f20_what_is_not_ready_waits(backend: Backend, kind: str, tmp_path: Path
         os.unlink(tmp_path / "fifo")
 
 
-def test_f20_a_busy_answer_of_the_kernel_is_waited_out(ring: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f20_a_busy_answer_of_the_kernel_is_waited_out(pure_ring: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """EAGAIN, as a kernel worker gives it for a non-blocking descriptor: a poll, and another attempt."""
     complete = Operation.complete
 
@@ -310,7 +310,7 @@ def test_f20_a_busy_answer_of_the_kernel_is_waited_out(ring: Backend, monkeypatc
             assert await receiver.receive_some() == b"after all"
 
     monkeypatch.setattr(Operation, "complete", busy)
-    run(ring, main)
+    run(pure_ring, main)
 
 
 def test_every_call_is_a_schedule_point_and_a_cancel_point(backend: Backend) -> None:
@@ -580,7 +580,7 @@ CALL = {"receive": "receive_some", "send": "send_all"}
 DATA: dict[str, tuple[Any, ...]] = {"receive": (), "send": (b"mine",)}
 
 
-def test_f17_a_close_between_two_writes_of_a_send(ring: Backend) -> None:
+def test_f17_a_close_between_two_writes_of_a_send(pure_ring: Backend) -> None:
     """The number is another file's by the time that the second write would be queued."""
 
     async def main() -> None:
@@ -603,7 +603,7 @@ def test_f17_a_close_between_two_writes_of_a_send(ring: Backend) -> None:
             assert empty(fd) == pattern(65536)
             assert empty(other_fd) == b""
 
-    run(ring, main)
+    run(pure_ring, main)
 
 
 def test_a_stream_that_is_closed_before_its_reader_has_run(backend: Backend) -> None:
@@ -837,7 +837,7 @@ def test_a_run_on_epoll_beside_the_ring_goes_trios_own_way(no_writes: None) -> N
             await trio.to_thread.run_sync(run, "epoll", on_epoll)
             assert await receiver.receive_some() == b"x"
 
-    run("uring", main)
+    run(UringBackend(speculate=False), main)
     run("epoll", on_epoll)
     assert own == ["a stream made a system call of its own"] * 2
 
