@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,8 +55,9 @@ def test_each_has_its_index_its_processor_and_its_ring(kind: Any) -> None:
     assert {each["count"] for each in found} == {3}
     assert [each["cpus"] for each in found] == [[ALLOWED[0]], [ALLOWED[1]], [ALLOWED[0]]]
     assert {each["backend"] for each in found} == {"uring"}
-    assert len({(each["process"], each["thread"]) for each in found}) == 3
-    assert (len({each["process"] for each in found}) == 1) == (kind == "threads")
+    # A thread that is done may be the next shard's, too.
+    assert len({each["process"] for each in found}) == (1 if kind == "threads" else 3)
+    assert threading.get_ident() not in {each["thread"] for each in found if kind == "threads"}
 
 
 def test_in_a_group(kind: Any) -> None:
