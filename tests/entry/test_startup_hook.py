@@ -109,7 +109,8 @@ print(json.dumps({program}))
         (
             {"TRIO_IO_BACKEND": "uring", "TRIO_URING_OPTIONS": "queue=9"},
             "TRIO_URING_OPTIONS: unknown option 'queue=9'; the options are sq_entries=2 to 32768, "
-            "cq_entries=2 to 65536, speculate=0, 1 or auto, spin=0 to 1000",
+            "cq_entries=2 to 65536, speculate=0, 1 or auto, spin=0 to 1000, max_workers=1 to 32768, "
+            "async_workers_cpuset=processors such as 6-7 or 5,7",
         ),
     ],
 )

@@ -47,7 +47,8 @@ def test_short_sleeps_make_it_spin_and_a_long_one_ends_that() -> None:
 
         # On a busy machine one of the short sleeps may be a long one.
         assert any(spins_after_short_sleeps() for _ in range(50)) == MANY_CPUS
-        assert not spins()
+        # There a look may also last until the long sleep is over, which then is none.
+        assert not all(spins() for _ in range(50))
     finally:
         ring.close()
 
