@@ -42,7 +42,7 @@ CANCELED = -125
 
 @contextlib.contextmanager
 def ring_of(group: RingGroup, *sizes: int) -> Iterator[GroupRing]:
-    ring = group.make_ring(*sizes)
+    ring = group._make_ring(*sizes)
     try:
         yield ring
     finally:
@@ -88,8 +88,8 @@ def test_poller_and_workers_are_on_the_io_processor_and_the_loop_is_not() -> Non
 
 def test_rings_on_one_processor_share_a_poller_and_any_of_them_may_go_first() -> None:
     group = io_group()
-    first = group.make_ring()
-    second = group.make_ring()
+    first = group._make_ring()
+    second = group._make_ring()
     try:
         pollers()
         assert group.loops() == {IO_CPU: 2}
@@ -111,12 +111,12 @@ def test_loops_are_dealt_in_turn() -> None:
     group = RingGroup([IO_CPU])
     group.cpus = frozenset()  # as if the loop had processors of its own: there may be only two here
     group._rings = {cpu: [] for cpu in ALLOWED[:2]}
-    rings = [group.make_ring(8) for _ in range(2)]
+    rings = [group._make_ring(8) for _ in range(2)]
     assert sorted(group.loops().values()) == [1, 1]
-    rings += [group.make_ring(8) for _ in range(3)]
+    rings += [group._make_ring(8) for _ in range(3)]
     assert sorted(group.loops().values()) == [2, 3]
     rings.pop(0).close()
-    rings.append(group.make_ring(8))
+    rings.append(group._make_ring(8))
     assert sorted(group.loops().values()) == [2, 3]
     pollers(2)
     for ring in rings:
@@ -338,7 +338,7 @@ def test_a_ring_that_is_closed_with_work_in_flight_drains() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         for _ in range(20):
-            ring = io_group().make_ring(8)
+            ring = io_group()._make_ring(8)
             buffer = ffi.new("char[8]")
             for number in range(20):
                 ring.queue(OP_RECV, ONE + number, ours.fileno(), buffer, 8)

@@ -33,7 +33,7 @@ class Completion(NamedTuple):
 def make_ring(kind: str, sq_entries: int, cq_entries: int | None) -> Ring:
     """A ring of one of the KINDS."""
     if kind == "kernel":
-        return Ring(sq_entries, cq_entries) if GROUP is None else GROUP.make_ring(sq_entries, cq_entries)
+        return Ring(sq_entries, cq_entries) if GROUP is None else GROUP._make_ring(sq_entries, cq_entries)
     return SimulatedRing(sq_entries, cq_entries, seed=1 if kind == "simulated-random" else None, poison=True)
 
 

@@ -311,7 +311,7 @@ def _try_groups() -> Verdict:
 
 def _try_ring(options: UringBackend) -> Verdict:
     """Makes the ring that a run makes and sends a NOP through it."""
-    make_ring = Ring if options.group is None else options.group.make_ring
+    make_ring = Ring if options.group is None else options.group._make_ring
     try:
         ring = make_ring(options.sq_entries, options.cq_entries)
     except OSError as error:

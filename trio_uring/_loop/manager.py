@@ -159,7 +159,7 @@ class UringIOManager:
 
     def __init__(self, backend: UringBackend, make_ring: Callable[[int, int | None], Any] | None = None) -> None:
         if make_ring is None:
-            make_ring = backend.group.make_ring if backend.group is not None else Ring
+            make_ring = backend.group._make_ring if backend.group is not None else Ring
         self.ring: Ring = make_ring(backend.sq_entries, backend.cq_entries)
         self.polled = self.ring.polled
         # user_data -> Poll or Operation: what a completion may name, and whose memory the kernel may still touch.

@@ -97,7 +97,7 @@ class RingGroup:
     _asks_affinity = True
 
     def __init__(self, cpus: Iterable[int], *, idle: float = DEFAULT_IDLE, workers: int | None = None) -> None:
-        self.cpus = frozenset(cpus)
+        self.cpus: frozenset[int] = frozenset(cpus)
         if not all(isinstance(cpu, int) and not isinstance(cpu, bool) for cpu in self.cpus):
             raise TypeError(f"cpus must be ints, not {sorted(self.cpus, key=str)!r}")
         if not self.cpus:
@@ -112,8 +112,8 @@ class RingGroup:
                 raise TypeError(f"workers must be an int or None, not {workers!r}")
             if not 1 <= workers <= 65535:
                 raise ValueError(f"workers must be 1 to 65535, not {workers}")
-        self.idle = idle
-        self.workers = workers
+        self.idle: float = idle
+        self.workers: int | None = workers
         self._forget()
         _groups.add(self)
 
@@ -132,7 +132,7 @@ class RingGroup:
         """How many rings of this process each processor serves, by its number."""
         return {cpu: len(rings) for cpu, rings in self._rings.items()}
 
-    def make_ring(self, sq_entries: int = 512, cq_entries: int | None = None) -> GroupRing:
+    def _make_ring(self, sq_entries: int = 512, cq_entries: int | None = None) -> GroupRing:
         """A ring of the group for the calling thread, which is kept off the group's processors until the ring is closed.
 
         Raises:
