@@ -122,7 +122,7 @@ RECEIVES: dict[str, Callable[[Any], Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("name", RECEIVES)
-def test_nobody_else_takes_what_comes_next(name: str, ring: Backend, handler: Handler) -> None:
+def test_nobody_else_takes_what_comes_next(name: str, pure_ring: Backend, handler: Handler) -> None:
     """F11: the receive has gone with its caller; what the peer sends then is there for the next."""
 
     async def main() -> None:
@@ -133,7 +133,7 @@ def test_nobody_else_takes_what_comes_next(name: str, ring: Backend, handler: Ha
                 b.send(b"next")
                 assert await sock.recv(100) == b"next"
 
-    run(ring, main)
+    run(pure_ring, main)
 
 
 SENDS: dict[str, Callable[[Any, bytearray], Awaitable[Any]]] = {
@@ -145,7 +145,7 @@ SENDS: dict[str, Callable[[Any, bytearray], Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("name", SENDS)
-def test_the_peer_sees_what_was_sent_or_nothing(name: str, ring: Backend, handler: Handler) -> None:
+def test_the_peer_sees_what_was_sent_or_nothing(name: str, pure_ring: Backend, handler: Handler) -> None:
     """F1: never memory that is somebody else's by then."""
 
     async def main() -> None:
@@ -156,7 +156,7 @@ def test_the_peer_sees_what_was_sent_or_nothing(name: str, ring: Backend, handle
                 assert await sock.send(b"|") == 1
                 assert b.recv(1000) in (b"|", b"A" * 150 + b"|")
 
-    run(ring, main)
+    run(pure_ring, main)
 
 
 def test_a_descriptor_that_is_closed_right_after(ring: Backend, handler: Handler) -> None:
@@ -185,7 +185,7 @@ def test_a_descriptor_that_is_closed_right_after(ring: Backend, handler: Handler
     run(ring, main)
 
 
-def test_a_connection_that_comes_later_is_accepted(ring: Backend, handler: Handler) -> None:
+def test_a_connection_that_comes_later_is_accepted(pure_ring: Backend, handler: Handler) -> None:
     """F9."""
 
     async def main() -> None:
@@ -198,7 +198,7 @@ def test_a_connection_that_comes_later_is_accepted(ring: Backend, handler: Handl
                 accepted, _ = await listener.accept()
             accepted.close()
 
-    run(ring, main)
+    run(pure_ring, main)
 
 
 @pytest.mark.usefixtures("descriptors_flat")
@@ -232,7 +232,7 @@ def test_files(pure_ring: Backend, handler: Handler, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("descriptors_flat")
-def test_pipes(ring: Backend, handler: Handler) -> None:
+def test_pipes(pure_ring: Backend, handler: Handler) -> None:
     async def main() -> None:
         reader, writer = os.pipe()
         async with trio.lowlevel.FdStream(reader) as receiver, trio.lowlevel.FdStream(writer) as sender:
@@ -243,4 +243,4 @@ def test_pipes(ring: Backend, handler: Handler) -> None:
             await sender.send_all(b"|")
             assert await receiver.receive_some(100) in (b"|", b"A" * 40 + b"|")
 
-    run(ring, main)
+    run(pure_ring, main)
