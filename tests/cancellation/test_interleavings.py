@@ -52,7 +52,7 @@ LOST_AT_ONCE = ["x" + end for end in ENDS]
 # Those with one entry and one completion: that decides alone. The others take several steps, or none in the ring, or are
 # polls, which own nothing, so that a cancel may end them although they have completed.
 DECIDED_BY_ONE = frozenset(
-    {"recv", "recv larger than a buffer", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into"}
+    {"recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into"}
     | {"SocketStream.receive_some", "send", "sendto", "sendmsg", "accept"}
     | {"file.read", "file.readinto", "file.write", "file.truncate", "file.flush"}
     | {"Path.stat", "Path.exists", "Path.unlink", "Path.mkdir", "Path.rmdir", "Path.rename", "Path.touch"}
