@@ -117,6 +117,9 @@ int tu_fallocate(int fd, int mode, int64_t offset, int64_t length);
 #define TU_LOCAL 1
 #define TU_COPIES_UP 2
 int tu_where(int fd, const char *path);
+/* open(2) of a regular file whose name is in the kernel's cache and whose file system has its data at hand, neither made nor cut nor
+ * copied by that: it never waits. -EAGAIN of anything else, and of every error: go by the ring, which tells it. */
+int tu_open_cached(const char *path, int flags);
 int64_t tu_remaining(int fd); /* bytes between the file's position and its end, negative behind the end, or an error */
 /* A regular file: its position and size in bytes, its ctime and the time now in nanoseconds of CLOCK_REALTIME. */
 typedef struct {

@@ -115,8 +115,8 @@ def _reached_through(rings: dict[int, HeldRing]) -> Iterator[tuple[ModuleType, s
         ring.queue(opcode, user_data, fd, addr, length, offset, op_flags, *rest)
         return 0
 
-    def rw(ring: int, opcode: int, fd: int, memory: Any, length: int, offset: int, user_data: int) -> int:
-        rings[ring].queue(opcode, user_data, fd, _pointer(memory), length, offset)
+    def rw(ring: int, opcode: int, fd: int, memory: Any, length: int, offset: int, flags: int, user_data: int) -> int:
+        rings[ring].queue(opcode, user_data, fd, _pointer(memory), length, offset, flags=flags)
         return 0
 
     def batch_read(
@@ -161,7 +161,7 @@ def held_runs() -> Iterator[list[HeldRing]]:
         return ring
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trio._core._run, "TheIOManager", lambda: UringIOManager(UringBackend(), make_ring))
+        patch.setattr(trio._core._run, "TheIOManager", lambda: UringIOManager(UringBackend(speculate=False), make_ring))
         patch.setitem(testing._OPERATIONS, OP_BATCH, testing._Operation(lambda entry: -errno.EINVAL))
         for module, name, function in _reached_through(by_address):
             patch.setattr(module, name, function)

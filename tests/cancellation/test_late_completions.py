@@ -77,15 +77,11 @@ async def large(path: Path) -> tuple[Any, Any]:
     return await trio.open_file(path, "wb"), os.urandom(100_000)
 
 
-async def wrapped(path: Path) -> tuple[Any, Any]:
-    return trio.wrap_file(path.open("wb")), b"for its owner to see"
-
-
 async def lines(path: Path) -> tuple[Any, Any]:
     return await trio.open_file(path, "w", 1), "a line\n"
 
 
-@pytest.mark.parametrize("make", [large, wrapped, lines])
+@pytest.mark.parametrize("make", [large, lines])
 def test_f11_ctrl_c_when_data_has_been_taken(
     make: Callable[[Path], Awaitable[tuple[Any, Any]]], tmp_path: Path
 ) -> None:

@@ -265,7 +265,9 @@ def test_descriptors_openers_and_closefd(ring: Backend, file: Path, threads: lis
 # ------------------------------------------------------------------ what a user holds
 
 
-def test_the_object_is_anyios_and_its_attributes_are_the_files(ring: Backend, file: Path, threads: list[str]) -> None:
+def test_the_object_is_anyios_and_its_attributes_are_the_files(
+    pure_ring: Backend, file: Path, threads: list[str]
+) -> None:
     async def main() -> None:
         before = statistics().submitted
         async with await open_file(file, encoding="utf-8", newline="") as f:
@@ -283,7 +285,7 @@ def test_the_object_is_anyios_and_its_attributes_are_the_files(ring: Backend, fi
         assert statistics().submitted - before >= 2  # openat, read
         assert threads == []
 
-    run(ring, main)
+    run(pure_ring, main)
 
 
 @pytest.mark.parametrize("touch", ["wrapped", "buffer", "raw", "peek"])

@@ -6,6 +6,7 @@ Knows the public interface of trio and the counters of the ring; what the calls 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import io
 import os
@@ -116,7 +117,7 @@ def test_a_name_bound_after_the_import_is_served(tmp_path: Path, threads: Thread
         "    async with await open_file(sys.argv[1]) as file:\n"
         "        assert await file.read() == 'text'\n"
         "    assert trio.lowlevel.current_statistics().io_statistics.submitted >= before + 2\n"
-        "trio.run(main, io_backend='uring')\n"
+        "trio.run(main, io_backend=trio_uring.UringBackend(speculate=False))\n"
     )
     path = tmp_path / "file"
     path.write_text("text")
@@ -637,3 +638,57 @@ def test_an_audit_hook_prevents_the_opening(tmp_path: Path) -> None:
     )
     assert done.stdout == "not this one\n"
     assert not (tmp_path / "file").exists()
+
+
+# ------------------------------------------------------------------ opened on the spot
+
+
+@pytest.mark.parametrize("mode", ["r", "rb", "r+", "r+b"])
+def test_what_is_at_hand_is_opened_without_an_entry(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("text")
+
+    async def main() -> None:
+        await trio.testing.wait_all_tasks_blocked()  # Trio's own task has its poll
+        before = submitted()
+        with trio.testing.assert_checkpoints():
+            file = await trio.open_file(path, mode)
+        assert submitted() == before
+        assert os.get_blocking(file.fileno())
+        assert fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & (os.O_NONBLOCK | os.O_APPEND) == 0
+        await file.aclose()
+        descriptors = os.listdir("/proc/self/fd")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await trio.open_file(path, mode)
+        assert scope.cancelled_caught
+        assert os.listdir("/proc/self/fd") == descriptors
+
+    on_ring(main)
+
+
+def test_what_has_to_wait_for_a_lease_is_not_opened_on_the_spot(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("text")
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    held = os.open(path, os.O_RDWR)
+    fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    opened = []
+
+    async def opens() -> None:
+        async with await trio.open_file(path, "rb") as file:
+            opened.append(await file.read())
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(opens)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not opened
+            fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+    try:
+        on_ring(main)
+    finally:
+        os.close(held)
+        signal.signal(signal.SIGIO, before)
+    assert opened == [b"text"]

@@ -215,7 +215,7 @@ def test_without_permission(method: str) -> None:
 # ------------------------------------------------------------------ the ring has it, and no thread
 
 
-def test_no_thread_has_a_part(here: pathlib.Path, threads: Threads, ring: Backend) -> None:
+def test_no_thread_has_a_part(here: pathlib.Path, threads: Threads, pure_ring: Backend) -> None:
     """Every served method, its result or its error: entries went to the kernel, and no thread was asked for."""
     build(here)
     running = threading.active_count()
@@ -248,7 +248,7 @@ def test_no_thread_has_a_part(here: pathlib.Path, threads: Threads, ring: Backen
         await trio.Path("made/new").touch()
         await trio.Path("no such file").unlink(missing_ok=True)
 
-    run(main, io_backend=ring)
+    run(main, io_backend=pure_ring)
     assert not threads.asked
     assert threading.active_count() <= running  # one that idled may have gone
 
@@ -812,7 +812,7 @@ def test_a_call_torn_down_while_it_sleeps(method: str, here: pathlib.Path) -> No
         assert operation.user_data not in operations
         assert [each() for each in memory] == [None] * len(memory)
 
-    run(main)
+    run(main, io_backend=trio_uring.UringBackend(speculate=False))
 
 
 @pytest.mark.usefixtures("descriptors_flat")

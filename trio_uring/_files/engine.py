@@ -79,7 +79,7 @@ from .._ring.requests import ENGINE
 from .._ring.ring import ffi, lib
 from .ahead import InPlace, in_place_works
 from .binary import BINARY, BUFFERED, BinaryFile, completed
-from .opening import is_elsewhere, is_local, open_fd, where_is
+from .opening import BY_WORKER, is_elsewhere, is_local, open_at_hand, open_fd, where_is
 from .text import UNKNOWN_NEWLINE, TextFile, line_ends
 
 # Seconds that `async for` may go on without a schedule point.
@@ -481,19 +481,32 @@ async def open_builtin(
     except TypeError:
         return None
     flags = _checked_flags(path, mode, buffering, encoding, errors, newline)
+    audited = False
+
+    def opener(_path: Any, _flags: int) -> int:
+        return descriptor
+
+    if manager.at_hand and not flags & BY_WORKER:
+        sys.audit("open", path, mode, flags)  # again in the builtin; but here it can still prevent the opening
+        audited = True
+        fd = await open_at_hand(manager, path, flags)
+        if fd is not None:
+            descriptor = fd
+            return builtin_open(path, mode, buffering, encoding, errors, newline, True, opener)
     where = where_is(path)
     if is_elsewhere(where):
         return None  # the file object itself asks fstat(2) as it is made
-    sys.audit("open", path, mode, flags)  # again in the builtin; but here it can still prevent the opening
-    fd = await open_fd(manager, path, flags, where=where)
-    make = functools.partial(builtin_open, path, mode, buffering, encoding, errors, newline, True, lambda *_: fd)
-    if is_local(lib.tu_where(fd, ffi.NULL)):
+    if not audited:
+        sys.audit("open", path, mode, flags)
+    descriptor = await open_fd(manager, path, flags, where=where)
+    make = functools.partial(builtin_open, path, mode, buffering, encoding, errors, newline, True, opener)
+    if is_local(lib.tu_where(descriptor, ffi.NULL)):
         return make()
     try:
         with trio.CancelScope(shield=True):
             return await trio.to_thread.run_sync(make)
     except RuntimeError:  # no thread can be started
-        close_descriptor(fd)
+        close_descriptor(descriptor)
         raise
 
 

@@ -73,7 +73,7 @@ from .._ring.ring import (
     lib,
 )
 from .anyio_files import manager_on_trio
-from .opening import is_elsewhere, is_local, open_fd, where_is, where_of
+from .opening import is_elsewhere, is_local, open_at_hand, open_fd, where_is, where_of
 
 # include/uapi/linux/fcntl.h and stat.h.
 NEW_AT_FDCWD: Final = AT_FDCWD & 0xFFFFFFFF  # the second directory stands in a field without a sign
@@ -435,6 +435,12 @@ async def _contents(manager: UringIOManager, fd: int, size: int) -> bytes:
 async def read_bytes(manager: UringIOManager, path: str) -> Answer:
     """Path.read_bytes."""
     sys.audit("open", path, "r", READING)
+    at_hand = await open_at_hand(manager, path, READING)
+    if at_hand is not None:
+        try:
+            return await _contents(manager, at_hand, max(lib.tu_remaining(at_hand), 0))
+        finally:
+            os.close(at_hand)
     where = where_is(path)
     if is_elsewhere(where):
         return NotImplemented
