@@ -84,7 +84,7 @@ static void one_ring(unsigned long *completed)
     unsigned inflight = 0;
     int step, rc;
 
-    CHECK((rc = tu_open(shared.ring, 8, 64, &step)) == 0);
+    CHECK((rc = tu_open(shared.ring, 8, 64, -1, 0, -1, &step)) == 0);
     atomic_store(&shared.stop, 0);
     for (int i = 0; i < WAKERS + 2; i++)
         CHECK(pthread_create(&threads[i], NULL, i < WAKERS ? waker : i == WAKERS ? sleeper : watcher, NULL) == 0);

@@ -45,7 +45,9 @@ try:
     from .._ffi import tu_send as tu_send
     from .._ffi import tu_wait_events as tu_wait_events
 except ImportError as missing:  # told at the first use, so that importing the package works everywhere
+    # With those of the loop, which is imported before it says so.
     ffi = lib = None
+    tu_owner_back = tu_ready = tu_wait_events = None  # type: ignore[assignment]
     _shim_missing: ImportError | None = missing
 else:
     _shim_missing = None
