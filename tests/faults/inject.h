@@ -361,7 +361,8 @@ static int tf_by_worker(const struct io_uring_sqe *sqe)
     case IORING_OP_WRITEV:
         return tf_is(sqe->fd, NULL, S_IFREG);
     case IORING_OP_SPLICE:
-        return tf_is(sqe->fd, NULL, S_IFREG) || tf_is(sqe->splice_fd_in, NULL, S_IFREG);
+        return tf_is(sqe->splice_fd_in, NULL, S_IFREG) ||
+               (tf_is(sqe->fd, NULL, S_IFREG) && fcntl(sqe->splice_fd_in, F_GETFL) & O_NONBLOCK);
     case IORING_OP_OPENAT:
         return !tf_is(-1, (const char *)(uintptr_t)sqe->addr, S_IFIFO);
     case IORING_OP_STATX:
