@@ -36,7 +36,7 @@ TRIOS_TESTS = (
 )
 NAMES_TRIOS_BACKENDS = "test_io_manager_statistics"
 WAYS_IN = ("test_io_backend_keyword.py", "test_seam_table.py", "test_startup_hook.py", "test_anyio_entry.py")
-NEEDS = ("pytest", "pytest-trio", "anyio", "trustme", "pyopenssl", "async_generator", "astor", "attrs")
+NEEDS = ("pytest", "pytest-trio", "hypothesis", "anyio", "trustme", "pyopenssl", "async_generator", "astor", "attrs")
 
 
 def run(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
