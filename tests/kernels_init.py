@@ -1,6 +1,7 @@
 """The other kernels' machine: packs it on this one, and is process 1 of it. Used by tests/kernels.sh.
 
     python kernels_init.py pack IMAGE TREE TEST...    writes an initramfs: this Python, its packages, TREE/tests, and this file
+    python kernels_init.py modules IMAGE TREE NAME... adds modules of a kernel's TREE, and what they need, to an initramfs
     python kernels_init.py restricted TREE            runs a program whose rings may not do most operations
     python kernels_init.py probe                      prints what the running kernel offers, as one line of JSON
     python kernels_init.py compare HERE THERE         says in words what the second of two such lines lacks or adds
@@ -15,7 +16,9 @@ import ctypes
 import errno
 import fcntl
 import json
+import lzma
 import os
+import re
 import resource
 import shutil
 import socket
@@ -143,6 +146,31 @@ def pack(image: str, tree: str, tests: list[str]) -> None:
         out.write(_record("TRAILER!!!", 0, b""))
 
 
+def modules(image: str, kernel: str, names: list[str]) -> None:
+    """Add an archive with modules of a kernel's tree, named in the order in which to load them."""
+    found = {path.name.partition(".")[0].replace("_", "-"): path for path in Path(kernel).rglob("*.ko*")}
+    order: list[tuple[str, bytes]] = []
+
+    def add(name: str) -> None:
+        if name not in found or name in (each for each, _ in order):
+            return  # in the kernel itself; or there
+        path = found[name]
+        data = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+        needs = re.search(rb"\0depends=([^\0]*)\0", data)
+        for needed in needs.group(1).decode().replace("_", "-").split(",") if needs else ():
+            add(needed)
+        order.append((name, data))
+
+    for name in names:
+        add(name)
+    with open(image, "ab") as out:
+        out.write(bytes(-out.tell() % 512))
+        out.write(_record("modules", stat.S_IFDIR | 0o755, b""))
+        for number, (name, data) in enumerate(order):
+            out.write(_record(f"modules/{number:02}-{name}", stat.S_IFREG | 0o644, data))
+        out.write(_record("TRAILER!!!", 0, b""))
+
+
 def probe() -> dict[str, object]:
     """What the running kernel offers, as the package sees it."""
     from trio_uring._ring import ring as _ring
@@ -246,6 +274,9 @@ def init() -> None:
     for kind, where in ((b"devpts", b"/dev/pts"), (b"tmpfs", b"/dev/shm")):
         os.makedirs(where, exist_ok=True)
         libc.mount(kind, where, kind, 0, None)
+    for module in sorted(Path("/modules").glob("*")):
+        loaded = libc.syscall(175, module.read_bytes(), ctypes.c_ulong(module.stat().st_size), b"")  # init_module
+        print(f"module {module.name}: {'loaded' if loaded == 0 else os.strerror(ctypes.get_errno())}")
     with socket.socket() as any_socket:
         up = struct.pack("16sh14x", b"lo", 1 | 64)  # IFF_UP | IFF_RUNNING
         fcntl.ioctl(any_socket, 0x8914, up)  # SIOCSIFFLAGS
@@ -264,6 +295,10 @@ def init() -> None:
     subprocess.run([*python, INIT, "probe"], env=environment, check=False)
     subprocess.run([*python, "-m", "trio_uring", "doctor"], env=environment, check=False, cwd="/tmp")
     subprocess.run([*python, INIT, "restricted", job["tree"]], env=environment, check=False, cwd="/tmp")
+    for program in ("kernel_tls", "many_idle"):
+        path = f"{job['tree']}/tests/environment/{program}.py"
+        done = subprocess.run([*python, path], env=environment, check=False, cwd="/tmp")
+        print(f"trio-uring-program {program}: exit status {done.returncode}")
     options = ["--color=no", "-v", "-p", "no:cacheprovider", "-n", str(os.cpu_count()), "--tb=short", "--durations=10"]
     subprocess.run([*python, "-m", "pytest", *options, *job["tests"]], env=environment, check=False)
     sys.stdout.flush()
@@ -276,6 +311,8 @@ if __name__ == "__main__":
         init()
     elif sys.argv[1] == "pack":
         pack(sys.argv[2], sys.argv[3], sys.argv[4:])
+    elif sys.argv[1] == "modules":
+        modules(sys.argv[2], sys.argv[3], sys.argv[4:])
     elif sys.argv[1] == "restricted":
         restricted(sys.argv[2])
     elif sys.argv[1] == "probe":
