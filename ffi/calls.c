@@ -72,6 +72,43 @@ static PyObject *call_read_cached(PyObject *module, PyObject *const *args, Py_ss
     Py_RETURN_NONE;
 }
 
+/* tu_stat_cached(path, follow, fstat): os.stat(path), with follow False os.lstat(path), without asking a file system that may have to
+ * ask somebody, where the cache of names leads to it; with None in place of os.fstat its st_mode's type alone. A negated errno
+ * otherwise: ENOENT where that cache knows it, EAGAIN of all else, which the ring can tell. */
+static PyObject *call_stat_cached(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    PyObject *number, *result;
+    char *path;
+    int fd, follow, where;
+
+    (void)module;
+    if (given != 3)
+        return PyErr_Format(PyExc_TypeError, "tu_stat_cached() takes path, follow, fstat");
+    path = PyBytes_AsString(args[0]);
+    follow = PyObject_IsTrue(args[1]);
+    if (!path || follow < 0)
+        return NULL;
+    fd = name_cached(path, follow ? 0 : O_NOFOLLOW);
+    if (fd < 0)
+        return PyLong_FromLong(fd == -ENOENT ? fd : -EAGAIN);
+    where = flags_of(fd);
+    if (where < 0 || !(where & TU_LOCAL)) {
+        result = PyLong_FromLong(-EAGAIN);
+    } else if (args[2] == Py_None) {
+        result = PyLong_FromLong(where & S_IFMT);
+    } else {
+        number = PyLong_FromLong(fd);
+        result = number ? PyObject_CallFunctionObjArgs(args[2], number, NULL) : NULL;
+        Py_XDECREF(number);
+        if (!result && PyErr_ExceptionMatches(PyExc_OSError)) {
+            PyErr_Clear();
+            result = PyLong_FromLong(-EAGAIN);
+        }
+    }
+    close(fd);
+    return result;
+}
+
 /* Whether it is a tuple of two ints, an offset and a length of at most `most`, whose offset's sum with `most` is a position of a file. */
 static int plain_pair(PyObject *pair, unsigned long long most, uint64_t *offset, uint32_t *length)
 {
@@ -195,6 +232,7 @@ static PyMethodDef calls[] = {
     {"tu_recv", (PyCFunction)(void (*)(void))call_recv, METH_FASTCALL, NULL},
     {"tu_send", (PyCFunction)(void (*)(void))call_send, METH_FASTCALL, NULL},
     {"tu_read_cached", (PyCFunction)(void (*)(void))call_read_cached, METH_FASTCALL, NULL},
+    {"tu_stat_cached", (PyCFunction)(void (*)(void))call_stat_cached, METH_FASTCALL, NULL},
     {"tu_wait_events", (PyCFunction)(void (*)(void))call_wait_events, METH_FASTCALL, NULL},
     {"tu_owner_back", (PyCFunction)(void (*)(void))call_owner_back, METH_FASTCALL, NULL},
     {"tu_ready", (PyCFunction)(void (*)(void))call_ready, METH_FASTCALL, NULL},

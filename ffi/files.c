@@ -28,6 +28,7 @@
 #define TU_STATMOUNT_MNT_BASIC 0x2
 #define TU_F_GET_SEALS 1034
 #define KNOWN_MOUNTS 64
+#define FLAG_BITS 2 /* TU_LOCAL and TU_COPIES_UP */
 
 /* By f_type of statfs(2), and by name in mountinfo. None has a ->flush operation that waits, and none asks another process or
  * machine, but for an overlay over one that does: see layers_are_local(). */
@@ -127,18 +128,17 @@ static int flags_by_line(uint64_t mount)
 /* The same, by the number that statx(2) has for it, which is never used again. Answers -ENOSYS where only mountinfo can tell. */
 static int flags_by_number(uint64_t mount)
 {
-    static struct {
-        uint64_t mount;
-        int flags;
-    } known[KNOWN_MOUNTS];
+    static _Atomic uint64_t known[KNOWN_MOUNTS]; /* the number, and its flags below: as one, since threads share it */
     struct tu_mount_request request = {sizeof request, 0, mount, TU_STATMOUNT_SB_BASIC | TU_STATMOUNT_MNT_BASIC};
     uint64_t out[64]; /* struct statmount: sb_magic at 24, mnt_id_old, which mountinfo has, at 56 */
     unsigned place = mount % KNOWN_MOUNTS;
+    uint64_t seen;
     uint32_t magic, old;
     int flags;
 
-    if (known[place].mount == mount)
-        return known[place].flags;
+    seen = atomic_load_explicit(&known[place], memory_order_relaxed);
+    if (mount && seen >> FLAG_BITS == mount)
+        return (int)(seen & ((1 << FLAG_BITS) - 1));
     if (syscall(SYS_statmount, &request, out, sizeof out, 0) == 0) {
         memcpy(&magic, (char *)out + 24, sizeof magic);
         memcpy(&old, (char *)out + 56, sizeof old);
@@ -150,8 +150,7 @@ static int flags_by_number(uint64_t mount)
     } else {
         return -ENOSYS;
     }
-    known[place].mount = mount;
-    known[place].flags = flags;
+    atomic_store_explicit(&known[place], mount << FLAG_BITS | (uint64_t)flags, memory_order_relaxed);
     return flags;
 }
 
@@ -186,15 +185,23 @@ static int flags_of(int fd)
     return (mode & S_IFMT) | flags;
 }
 
-static int path_flags(const char *path)
+/* A descriptor that only names what a path leads to, by the cache of names alone. */
+static int name_cached(const char *path, int flags)
 {
     struct {
         uint64_t flags, mode, resolve;
-    } how = {O_PATH | O_CLOEXEC, 0, TU_RESOLVE_CACHED};
-    int fd = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how), flags;
+    } how = {(uint64_t)(O_PATH | O_CLOEXEC | flags), 0, TU_RESOLVE_CACHED};
+    int fd = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+
+    return fd < 0 ? -errno : fd;
+}
+
+static int path_flags(const char *path)
+{
+    int fd = name_cached(path, 0), flags;
 
     if (fd < 0)
-        return -errno;
+        return fd;
     flags = flags_of(fd);
     close(fd);
     return flags;

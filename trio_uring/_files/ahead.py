@@ -42,13 +42,13 @@ class ReadAhead:
       offset: from where on to read what is `wanted`.
       kept: the bytes at hand may be handed out by later calls.
       known: false if the file did not tell where its position and its end are.
-      by_lines: lines are what is read at present.
-      line_at_hand: then, a line can be had without waiting: its end, or that of the file, is among bytes that are kept.
+      line_at_hand: where lines are what is read at present, one can be had without waiting: its end, or that of the file, is
+        among bytes that are kept.
     """
 
     __slots__ = (
-        "_changed", "_data", "_end", "_last", "_offset", "_size", "_start", "_to_the_end", "by_lines", "chunk", "ends", "fd",
-        "kept", "known", "line_at_hand", "offset", "seen", "state",
+        "_ascii", "_by_lines", "_changed", "_data", "_end", "_last", "_last_line", "_offset", "_size", "_start", "_to_the_end",
+        "chunk", "ends", "fd", "kept", "known", "line_at_hand", "offset", "seen", "state",
     )  # fmt: skip
 
     def __init__(self, fd: int, chunk: int, ends: tuple[bytes, ...]) -> None:
@@ -56,7 +56,7 @@ class ReadAhead:
         self.chunk = chunk
         self.ends = ends
         self.state: Any = ffi.new("tu_file_state *")
-        self.by_lines = False
+        self._by_lines = False
         self.offset = self._last = 0
         self.seen = (0, 0, False)
         self.forget()
@@ -66,10 +66,21 @@ class ReadAhead:
         self._data = b""
         self._start = self._end = 0  # of the bytes at hand, in _data
         self._offset = -1  # of the first of them, in the file
+        self._ascii: bool | None = None  # all of _data, if anybody has asked
+        self._last_line = -1  # where one begins in _data, at the latest, if it is to be at hand; -1 where nobody knows
         self._to_the_end = False
         self.kept = self.line_at_hand = False
         self.known = True
         self._size, self._changed = -1, 0  # of the file, where bytes are kept
+
+    def by_lines(self, reading: bool) -> None:
+        """Lines are what is read from now on, or are not."""
+        if reading is not self._by_lines:
+            self._by_lines = reading
+            if reading:
+                self._find_line()
+            else:
+                self.line_at_hand = False
 
     def begin(self) -> None:
         """A call begins: what is not to be kept is forgotten."""
@@ -104,7 +115,24 @@ class ReadAhead:
 
     def is_ascii(self) -> bool:
         """Whether all the bytes at hand are."""
-        return self._data[self._start : self._end].isascii()
+        if self._ascii is None:
+            self._ascii = self._data.isascii()  # bytes behind the last one, of a read that was cut short, are zero
+        return self._ascii or self._data[self._start : self._end].isascii()
+
+    def _find_line(self) -> None:
+        """Whether a line is at hand, and up to where that will be so."""
+        self._last_line = -1
+        if not self.kept:
+            self.line_at_hand = False
+        elif self._to_the_end:
+            self.line_at_hand = True
+            self._last_line = len(self._data)
+        else:
+            self.line_at_hand = self.has_line()
+            end = self.ends[0]
+            if self.line_at_hand and not end.startswith(b"\r"):
+                whole = self._end - (self._end - self._start) % self.chunk
+                self._last_line = self._data.rfind(end, self._start, whole)
 
     # ------------------------------------------------------------------ reading ahead
 
@@ -149,7 +177,9 @@ class ReadAhead:
         self.kept = settled
         self._size = end if settled else -1
         self._changed = changed
-        self.line_at_hand = settled and self.by_lines and self.has_line()
+        self._ascii = None
+        if self._by_lines:
+            self._find_line()
 
     # ------------------------------------------------------------------ handing out
 
@@ -168,8 +198,9 @@ class ReadAhead:
         if self._start == self._end:
             self._data = b""
             self._start = self._end = 0
-        if self.by_lines:
-            self.line_at_hand = self.kept and self.has_line()
+            self._last_line = -1
+        if self._by_lines and (self._start > self._last_line or count % self.chunk):
+            self._find_line()
         return count
 
     def peek(self) -> bytes:

@@ -33,7 +33,7 @@ import trio
 from .._loop.calls import CURRENT_POSITION, MAX_RW_COUNT, WORKER_THRESHOLD, Pinned
 from .._loop.manager import UringIOManager
 from .._loop.operation import Operation, redeliver
-from .._ring.ring import IOSQE_ASYNC, OP_FTRUNCATE, OP_READ, OP_WRITE, ffi, lib, supported_operations
+from .._ring.ring import IOSQE_ASYNC, OP_FTRUNCATE, OP_READ, OP_WRITE, ffi, lib, supported_operations, tu_read_cached
 from .ahead import InPlace, ReadAhead
 
 BUFFERED: Final = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
@@ -157,7 +157,9 @@ class BinaryFile:
         self._appends = "a" in self.raw.mode
         self.ahead = ReadAhead(self.fd, self.size, ends)
         self.reading = InPlace(self.raw, {"readinto": self.ahead.readinto, "readall": self.ahead.readall})
-        self._writes: RawWrites | None = None  # until there is something to write
+        # Until there is something to write: what stands in place of the raw object's methods meanwhile.
+        self._writes: RawWrites | None = None
+        self._blocking_writes: InPlace | None = None
         # Nothing is in the object's buffer, and only its idea of the position may be an old one.
         self._clear = not shared
         self.written = 0
@@ -232,15 +234,21 @@ class BinaryFile:
         """Have the next `size` bytes, or all up to the file's end, at hand; from the file's position on, or from that one."""
         size = self.ahead.wanted(size, position)
         if size:
-            memory = _new_bytes(size)
             offset = self.ahead.offset
+            at_hand = self.manager.at_hand
+            if at_hand and size <= WORKER_THRESHOLD:
+                data = tu_read_cached(at_hand, self.fd, size, offset)
+                if data is not None:
+                    self.ahead.put(data, len(data), size, offset)
+                    return
+            memory = _new_bytes(size)
             got = await self._read_at(ffi.from_buffer(memory), size, offset)
             self.ahead.put(memory, got, size, offset)
 
     async def have_line(self, least: int = 0, most: int = sys.maxsize) -> None:
         """Have everything at hand that is asked for until a line ends behind `least` bytes; at most about `most` bytes."""
         ahead = self.ahead
-        ahead.by_lines = True
+        ahead.by_lines(True)
         size = least + ahead.chunk
         size += -size % ahead.chunk
         while True:
@@ -278,7 +286,7 @@ class BinaryFile:
     async def read(self, size: Any = -1) -> Any:
         """Buffered: `size` bytes, fewer only at the end. Raw: what one read(2) gives."""
         real = self.real
-        self.ahead.by_lines = False
+        self.ahead.by_lines(False)
         count = size_of(size)
         if count is None or count == 0 or not self._can_read:
             return real.read(size)
@@ -406,6 +414,8 @@ class BinaryFile:
     async def readline(self, size: Any = -1) -> Any:
         """Up to and with the next line end, at most `size` bytes; b"" at the end."""
         real = self.real
+        if size == -1 and self.ahead.line_at_hand and not self._can_write and self.buffered:
+            return real.readline()
         limit = size_of(size)
         if limit is None or limit == 0 or not self._can_read:
             return real.readline(size)
@@ -473,10 +483,17 @@ class BinaryFile:
 
     # ------------------------------------------------------------------ writing
 
+    def _prepare(self) -> tuple[RawWrites, InPlace]:
+        """For a method that may write: what it finds in place of the raw object's, and what puts that there."""
+        writes, place = self._writes, self._blocking_writes
+        if writes is None or place is None:
+            writes = self._writes = RawWrites(self.fd, self.size)
+            place = self._blocking_writes = InPlace(self.raw, {"write": writes.write, "truncate": writes.truncate})
+        return writes, place
+
     async def _blocking(self, method: Callable[..., Any], *args: Any) -> Any:
         """A method of the builtin object that may write or truncate. What is written past its buffer is the first argument."""
-        writes = self._writes = self._writes or RawWrites(self.fd, self.size)
-        place = InPlace(self.raw, {"write": writes.write, "truncate": writes.truncate})
+        writes, place = self._prepare()
         try:
             while True:
                 try:
@@ -555,16 +572,15 @@ class BinaryFile:
 
     def try_flush(self) -> None:
         """`flush`, or `Blocked` where that has to wait."""
-        self._writes = self._writes or RawWrites(self.fd, self.size)
-        with InPlace(self.raw, {"write": self._writes.write, "truncate": self._writes.truncate}):
+        _, place = self._prepare()
+        with place:
             type(self.real).flush(self.real)
 
     async def truncate(self, size: Any = None) -> Any:
         """Cut or extend the file to `size` bytes, by default to the position, which stays."""
         if self.buffered or not self._can_write:
             return await self._blocking(self.real.truncate, size)
-        self._writes = self._writes or RawWrites(self.fd, self.size)
-        return await self._blocking(self._writes.truncate, size)
+        return await self._blocking(self._prepare()[0].truncate, size)
 
     async def _cut(self, length: int) -> int:
         """ftruncate(2)."""
@@ -578,6 +594,9 @@ class BinaryFile:
 
     async def seek(self, target: Any, whence: Any = 0) -> Any:
         """Go there: from the beginning (0), from here (1), from the end (2); the new position."""
+        if not self._can_write:
+            self._clear = False
+            return self.real.seek(target, whence)
         return await self._blocking(self.real.seek, target, whence)
 
     async def tell(self) -> Any:

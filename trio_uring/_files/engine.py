@@ -74,7 +74,7 @@ from trio.lowlevel import Task
 
 from .._loop.calls import replaces, ring_manager
 from .._loop.manager import UringIOManager
-from .._loop.operation import GLOBAL_RUN_CONTEXT, close_descriptor
+from .._loop.operation import GLOBAL_RUN_CONTEXT, close_descriptor, schedule_point
 from .._ring.requests import ENGINE
 from .._ring.ring import ffi, lib
 from .ahead import InPlace, in_place_works
@@ -340,7 +340,7 @@ def _method(name: str, ours: str, least: int, most: int) -> Callable[..., Awaita
         finally:
             self.release()
         if task._schedule_points == points:
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            await schedule_point()
         if iterates and not self.busy and not self.shared:
             self.reader = task
             self.until = time.monotonic() + SCHEDULE_PERIOD

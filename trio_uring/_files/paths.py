@@ -57,7 +57,7 @@ from .._loop.calls import (
     ring_manager,
 )
 from .._loop.manager import UringIOManager
-from .._loop.operation import Operation, close_descriptor, redeliver
+from .._loop.operation import GLOBAL_RUN_CONTEXT, Operation, close_descriptor, redeliver, schedule_point
 from .._ring.ring import (
     IOSQE_ASYNC,
     OP_CLOSE,
@@ -71,6 +71,7 @@ from .._ring.ring import (
     OP_WRITE,
     ffi,
     lib,
+    tu_stat_cached,
 )
 from .anyio_files import manager_on_trio
 from .opening import is_elsewhere, is_local, open_at_hand, open_fd, where_is, where_of
@@ -238,8 +239,31 @@ def stat_result(memory: Any) -> os.stat_result:
     )
 
 
+async def _at_hand(manager: UringIOManager, path: str, follow: bool, fstat: Callable[[int], Any] | None) -> Any:
+    """What `tu_stat_cached` finds on the spot (`UringBackend.speculate`), or None. A checkpoint where that is something.
+
+    Raises:
+      FileNotFoundError: the kernel's cache of names knows it.
+    """
+    task = GLOBAL_RUN_CONTEXT.task
+    if not manager.at_hand or task._cancel_status.effectively_cancelled or task._runner.ki_pending:
+        return None
+    found = tu_stat_cached(os.fsencode(path), follow, fstat)
+    if found == -errno.EAGAIN:
+        return None
+    task._cancel_points += 1  # trio.lowlevel.checkpoint, flattened
+    await schedule_point()
+    if found.__class__ is int and found < 0:
+        raise OSError(-found, os.strerror(-found), path)
+    return found
+
+
 async def stat(manager: UringIOManager, path: str, follow_symlinks: bool = True, *, begun: bool = False) -> Answer:
     """Path.stat; `begun` where it belongs to a call that has had an effect."""
+    if not begun:
+        found = await _at_hand(manager, path, follow_symlinks, os.fstat)
+        if found is not None:
+            return found
     memory = _memory(path)
     result = ffi.new("char[]", STATX_SIZE)
     flags = AT_NO_AUTOMOUNT if follow_symlinks else AT_NO_AUTOMOUNT | AT_SYMLINK_NOFOLLOW
@@ -265,10 +289,12 @@ def _question(true_of: Callable[[int], bool], follow: bool = True) -> Callable[.
         manager: UringIOManager, path: str, follow_symlinks: bool = follow, *, begun: bool = False
     ) -> Answer:
         try:
-            status = await stat(manager, path, follow_symlinks, begun=begun)
+            mode = None if begun else await _at_hand(manager, path, follow_symlinks, None)
+            if mode is None:
+                mode = (await stat(manager, path, follow_symlinks, begun=begun)).st_mode
         except OSError as error:
             return False if error.errno in ABSENT else NotImplemented
-        return true_of(status.st_mode)
+        return true_of(mode)
 
     return answer
 

@@ -247,7 +247,7 @@ class TextFile:
         """What was written is in the file, where what is read next is read from it."""
         ahead = self.binary.ahead
         ahead.chunk = self.real._CHUNK_SIZE  # type: ignore[attr-defined]
-        ahead.by_lines = False
+        ahead.by_lines(False)
         if self._can_write:
             await self._call(self.real.read, 0)
             if self.binary.held() <= 0:

@@ -43,6 +43,7 @@ try:
     from .._ffi import tu_ready as tu_ready
     from .._ffi import tu_recv as tu_recv
     from .._ffi import tu_send as tu_send
+    from .._ffi import tu_stat_cached as tu_stat_cached
     from .._ffi import tu_wait_events as tu_wait_events
 except ImportError as missing:  # told at the first use, so that importing the package works everywhere
     # With those of the loop, which is imported before it says so.
