@@ -17,6 +17,7 @@ import trio
 import trio_uring
 from trio_uring import UringBackend, testing
 from trio_uring._loop.manager import BUFFER_GROUP, UringIOManager
+from trio_uring._loop import transfers as _transfers
 from trio_uring._positional import batches as _batches
 from trio_uring._positional import positional as _positional
 from trio_uring._ring.ring import IOSQE_BUFFER_SELECT, OP_RECV, OP_SEND, ffi
@@ -136,6 +137,7 @@ def _reached_through(rings: dict[int, HeldRing]) -> Iterator[tuple[ModuleType, s
 
     yield _batches, "tu_batch_read", batch_read
     yield _positional, "tu_rw", rw
+    yield _transfers, "tu_rw", rw
     yield _positional, "tu_read", lambda *_: 1  # not this way: then it is tu_rw
     yield _sockets, "tu_recv", recv
     yield _sockets, "tu_send", send

@@ -207,7 +207,7 @@ def file_aiter(original: Callable[[Any], AsyncIterator[Any]]) -> Callable[[Any],
                     and not task._cancel_status.effectively_cancelled
                     and not task._runner.ki_pending
                 ):
-                    line = engine.core.line_at_hand()
+                    line = engine.plain_readline() if engine.ahead.line_at_hand else None
                 if line is None and engine.real is self._fp and not engine.released and manager_on_trio() is not None:
                     line = await engine.next_line()  # type: ignore[attr-defined]
             if line is None:

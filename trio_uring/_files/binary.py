@@ -33,6 +33,7 @@ import trio
 from .._loop.calls import CURRENT_POSITION, MAX_RW_COUNT, WORKER_THRESHOLD, Pinned
 from .._loop.manager import UringIOManager
 from .._loop.operation import Operation, redeliver
+from .._loop.transfers import transfer
 from .._ring.ring import IOSQE_ASYNC, OP_FTRUNCATE, OP_READ, OP_WRITE, ffi, lib, supported_operations, tu_read_cached
 from .ahead import InPlace, ReadAhead
 
@@ -194,15 +195,13 @@ class BinaryFile:
         if self.shared and self.closed:
             raise ValueError("I/O operation on closed file.")
         # lseek(2) waits for whoever shares the position. What is shared only appends, and has no use for one.
-        before = 0 if self.shared else os.lseek(self.fd, 0, os.SEEK_CUR)
-        done = await (SubmittedAtOnce if self.shared else Operation)(self.manager, self.fd, keep, None).perform(
-            opcode,
-            address,
-            min(size, MAX_RW_COUNT),
-            CURRENT_POSITION,
-            sqe_flags=IOSQE_ASYNC if size > WORKER_THRESHOLD else 0,
-        )
-        if done < size and not self.shared and not self.closed:
+        aside, most = IOSQE_ASYNC if size > WORKER_THRESHOLD else 0, min(size, MAX_RW_COUNT)
+        if self.shared:
+            operation = SubmittedAtOnce(self.manager, self.fd, keep, None)
+            return await operation.perform(opcode, address, most, CURRENT_POSITION, sqe_flags=aside)
+        before = os.lseek(self.fd, 0, os.SEEK_CUR)
+        done = await transfer(self.manager, opcode, self.fd, keep, address, most, CURRENT_POSITION, aside)
+        if done < size and not self.closed:
             # The kernel tried for the rest. Where that was an error, it does not move the position (6.18).
             if opcode == OP_WRITE and self._appends:
                 os.lseek(self.fd, 0, os.SEEK_END)
@@ -212,6 +211,8 @@ class BinaryFile:
 
     def _write(self, data: Any, start: int = 0) -> Awaitable[int]:
         """One write(2) of bytes, or of a cffi array, from `start` on; the number of bytes written."""
+        if type(data) is bytes and not start and not self.shared:
+            return self._transfer(OP_WRITE, data, data, len(data))
         address = ffi.from_buffer(data) if type(data) is bytes else data
         return self._transfer(OP_WRITE, (data, address), address + start, len(data) - start)
 
@@ -220,8 +221,9 @@ class BinaryFile:
         done = 0
         while done < size:
             part = min(size - done, MAX_RW_COUNT)
-            got = await (SubmittedAtOnce if self.shared else Operation)(self.manager, self.fd, address, None).perform(
-                OP_READ, address + done, part, offset + done, sqe_flags=IOSQE_ASYNC if part > WORKER_THRESHOLD else 0
+            aside = IOSQE_ASYNC if part > WORKER_THRESHOLD else 0
+            got = await transfer(
+                self.manager, OP_READ, self.fd, address, address + done, part, offset + done, aside
             )
             if got == 0:
                 break
@@ -447,10 +449,6 @@ class BinaryFile:
         end = data.find(b"\n", 0, len(data) if limit < 0 else limit) + 1
         line = self.ahead.take(end or (len(data) if limit < 0 else min(limit, len(data))))
         return bytes(self.real.readline(limit)) if line is None else line
-
-    def line_at_hand(self) -> Any:
-        """`readline`, if it need not wait; else None."""
-        return self.real.readline() if self.ahead.line_at_hand else None
 
     async def readlines(self, hint: Any = -1) -> Any:
         """The lines that are left, or the first ones with more than `hint` bytes together."""

@@ -108,6 +108,7 @@ class Engine:
     Attributes:
       released: it has been handed over for good.
       busy: a call is being served.
+      ahead, plain_readline: for `async for`: where it is known whether a line is at hand, and what answers it.
       reader, until: the task that may have a line that is at hand without asking for its turn, and until when.
     """
 
@@ -128,6 +129,8 @@ class Engine:
             self.core = TextFile(real, self.binary, newline)
         else:
             self.core = self.binary = BinaryFile(real, shared)
+        self.ahead = self.binary.ahead
+        self.plain_readline: Callable[[], Any] = real.readline
         if not shared:
             _private.add(self)
             if self.binary.buffered:
@@ -694,8 +697,7 @@ def wrapper_anext(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awai
             and not task._cancel_status.effectively_cancelled
             and not task._runner.ki_pending
         ):
-            line = engine.core.line_at_hand()
-            if line:
+            if engine.ahead.line_at_hand and (line := engine.plain_readline()):
                 return line
         line = await engine.next_line()  # type: ignore[attr-defined]
         if line:

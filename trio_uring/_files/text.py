@@ -284,10 +284,6 @@ class TextFile:
         await self.binary.have_line(most=MOST_BYTES * limit + self.binary.ahead.chunk if limit >= 0 else sys.maxsize)
         return self.real.readline(size)
 
-    def line_at_hand(self) -> Any:
-        """`readline`, if it need not wait; else None."""
-        return self.real.readline() if self.binary.ahead.line_at_hand else None
-
     async def readlines(self, hint: Any = -1) -> Any:
         """All the lines that are left, or the first ones with more than `hint` characters together."""
         most = size_of(hint)

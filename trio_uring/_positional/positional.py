@@ -26,7 +26,6 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 import trio
-from trio.lowlevel import Task
 
 from .._loop.calls import MAX_RW_COUNT, WORKER_THRESHOLD, address_of, ring_manager
 from .._loop.manager import UringIOManager
@@ -38,6 +37,7 @@ from .._loop.operation import (
     os_error,
     redeliver,
 )
+from .._loop.transfers import Transfer, enter
 from .._ring.requests import (
     INT_MAX,
     LAST,
@@ -70,57 +70,6 @@ tu_rw = lib.tu_rw
 
 
 # ------------------------------------------------------------------ transfers
-
-
-class Transfer(Operation):
-    """One IORING_OP_READ or IORING_OP_WRITE at a position; a descriptor may have many at once.
-
-    Used again, from `manager.transfers`, as long as it succeeds and nobody ever cancelled it; its descriptor is then -1.
-    """
-
-    __slots__ = ("ring",)
-
-    def __init__(self, manager: UringIOManager) -> None:
-        super().__init__(manager, -1, None, None)
-        self.ring = manager.ring.address
-        self.user_data = manager.next_user_data()
-        manager.operations[self.user_data] = self
-
-    def complete(self, result: int, flags: int) -> Task | None:
-        """The completion has been reaped: the memory is the caller's again."""
-        task = self.task
-        if task is not None and result >= 0 and self.raise_cancel is None:
-            # Operation.complete, flattened; and it stays in the books.
-            self.result = result
-            self.task = None
-            self.keep = None
-            others = self.manager.concurrent
-            same_fd = others[self.fd]
-            if len(same_fd) == 1:
-                del others[self.fd]
-            else:
-                same_fd.discard(self)
-            self.fd = -1
-            return task
-        if self.fd < 0:
-            return None  # at rest: not its completion
-        return Operation.complete(self, result, flags)
-
-    def _cancelled_with_another(self) -> bool:
-        """Nobody knows, as its user_data is used again; but by a thread it can be done whoever cancelled it."""
-        return False
-
-
-def _enter(transfer: Transfer, fd: int, keep: object, task: Task) -> None:
-    """Enter a transfer that is to be queued into the books."""
-    transfer.fd = fd
-    transfer.keep = keep
-    transfer.task = task
-    others = transfer.manager.concurrent
-    if fd in others:
-        others[fd].add(transfer)
-    else:
-        others[fd] = {transfer}
 
 
 @trio.lowlevel.enable_ki_protection
@@ -166,7 +115,7 @@ async def transfer_whole(
         else:
             transfer = manager.transfers.pop() if manager.transfers else Transfer(manager)
             size = min(length - done, MAX_RW_COUNT)
-            _enter(transfer, fd, memory, task)
+            enter(transfer, fd, memory, task)
             try:
                 rc = tu_rw(transfer.ring, opcode, fd, address, size, offset + done, sqe_flags, transfer.user_data)
                 if not rc:
@@ -306,7 +255,7 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
             # Nobody else has seen these bytes yet, so the kernel may write them: no second copy.
             data = bytes(length)
             transfer = transfers.pop() if transfers else Transfer(manager)
-            _enter(transfer, plain, data, task)
+            enter(transfer, plain, data, task)
             try:
                 other = tu_read(transfer.ring, plain, data, length, offset, transfer.user_data)
                 if not other:
