@@ -25,13 +25,12 @@ import os
 from typing import TYPE_CHECKING
 
 from ._entry import after_trio
-from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from ._entry.seams import run, start_guest_run
     from ._groups.shards import RemoteTraceback, Shard, ShardDiedError, run_shards, shards
-    from ._loop.manager import UringStatistics
     from ._loop.options import UringBackend
+    from ._loop.statistics import UringStatistics
     from ._observe.dump_signal import dump_on_signal
     from ._observe.observe import OperationSnapshot, RingMonitor, RingRates, RingSnapshot, TaskSnapshot, dump, snapshot
     from ._positional.batches import read_many, readinto_many
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from ._ring.group import RingGroup
     from ._ring.pool import PooledRing, PoolReader, RingPool
     from ._ring.requests import aligned_buffer
+    from ._version import __version__ as __version__
 
 __all__ = [
     "OperationSnapshot",
@@ -94,6 +94,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "__version__": "_version",
     "OperationSnapshot": "_observe.observe",
     "PoolReader": "_ring.pool",
     "PooledRing": "_ring.pool",
@@ -108,7 +109,7 @@ _HOMES = {
     "StatxResult": "_positional.positional",
     "TaskSnapshot": "_observe.observe",
     "UringBackend": "_loop.options",
-    "UringStatistics": "_loop.manager",
+    "UringStatistics": "_loop.statistics",
     "UringUnavailableError": "_ring.availability",
     "aligned_buffer": "_ring.requests",
     "copy_file": "_positional.splice",

@@ -21,7 +21,7 @@ from tools import manager as manager
 from tools import run as run
 from trio.lowlevel import FdStream
 
-from trio_uring._loop.manager import UringStatistics
+from trio_uring._loop.statistics import UringStatistics
 
 T = TypeVar("T")
 

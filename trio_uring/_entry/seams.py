@@ -37,7 +37,6 @@ attribute of the module, which has it made.
 from __future__ import annotations
 
 import contextlib
-import dis
 import errno
 import functools
 import importlib
@@ -47,12 +46,11 @@ import pathlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import attrs
 import trio
 
-from .._loop.options import Choice, IOBackend, resolve
+from .._loop.options import Choice, resolve
 from .._ring.availability import UringUnavailableError
 from .after_trio import when_imported
 
@@ -62,9 +60,10 @@ if TYPE_CHECKING:
     import outcome
     from typing_extensions import TypeVarTuple, Unpack
 
-    PosArgT = TypeVarTuple("PosArgT")
+    from .._loop.options import IOBackend
 
-RetT = TypeVar("RetT")
+    PosArgT = TypeVarTuple("PosArgT")
+    RetT = TypeVar("RetT")
 
 SUPPORTED_TRIO: Final = "0.31 to 0.35"
 
@@ -165,13 +164,84 @@ def _ring_manager() -> type:
     return UringIOManager
 
 
-def _from(module: str, name: str) -> Callable[[Any], Any]:
-    """The function of that name in that module of ours, loaded when it is needed, which makes a replacement of an original."""
+def _loaded(module: str, name: str) -> Any:
+    """What has that name in that module of ours. None where it cannot be loaded: no descriptor is left to open it with, or
+    chroot(2) has taken it out of sight."""
+    try:
+        return getattr(importlib.import_module(f"trio_uring.{module}"), name)
+    except (ImportError, OSError) as error:
+        _log.info("trio_uring.%s cannot be loaded, and Trio's own way is taken: %s", module, error)
+        return None
 
-    def replacement(original: Any) -> Any:
-        return getattr(importlib.import_module(f"trio_uring.{module}"), name)(original)
 
-    return replacement
+class AtFirstCall:
+    """A replacement that a module of ours makes of an original when it is first called.
+
+    Few programs use all that the ring serves, and loading it takes longer than all the rest that begins a run.
+
+    Attributes:
+      module: which, below trio_uring.
+      name: of the function there that makes it.
+    """
+
+    __slots__ = ("module", "name")
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module = module
+        self.name = name
+
+    def standing_in(self, original: Any, put: Callable[[Any, Any], None]) -> Any:
+        """What stands there until then. It looks as the original does; `put(it, new)` puts the new one in its place.
+
+        Where the module cannot be loaded the original serves, which works on the ring as well, and the next call tries again.
+        """
+        made: list[Any] = []
+
+        def real() -> Any:
+            if not made:
+                make = _loaded(self.module, self.name)
+                if make is None:
+                    return original
+                with _replacing:
+                    if not made:
+                        new = make(original)
+                        put(stand_in, new)
+                        made.append(new)
+            return made[0]
+
+        stand_in = _standing_in(original, real)
+        return stand_in
+
+
+def _standing_in(original: Any, real: Callable[[], Any]) -> Any:
+    """What looks like `original` and does what `real()` does: a property, a coroutine function, a function, or a module."""
+    if isinstance(original, property):
+        return property(lambda self: real().fget(self), doc=original.__doc__)
+    if inspect.iscoroutinefunction(original):
+
+        @functools.wraps(original)
+        async def coroutine_function(*args: Any, **kwargs: Any) -> Any:
+            return await real()(*args, **kwargs)
+
+        return coroutine_function
+    if inspect.isfunction(original):
+
+        @functools.wraps(original)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return real()(*args, **kwargs)
+
+        return function
+    return _Module(real)
+
+
+class _Module:
+    """Stands in for a module."""
+
+    def __init__(self, real: Callable[[], Any]) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real(), name)
 
 
 def _open_file(original: Any) -> Any:
@@ -180,16 +250,8 @@ def _open_file(original: Any) -> Any:
 
     @functools.wraps(original)
     async def open_file(*args: Any, **kwargs: Any) -> Any:
-        if _unreplaced:
-            return await original(*args, **kwargs)
-        return await _files_open_file()(original, *args, **kwargs)
-
-    return open_file
-
-
-@functools.cache
-def _files_open_file() -> Any:
-    from .._files.engine import open_file
+        ours = None if _unreplaced else _loaded("_files.engine", "open_file")
+        return await (original(*args, **kwargs) if ours is None else ours(original, *args, **kwargs))
 
     return open_file
 
@@ -222,7 +284,9 @@ def _with_io_backend(original: Callable[..., Any]) -> Callable[..., Any]:
     )
     signature = inspect.signature(original)
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), keyword])  # type: ignore[attr-defined]
-    run.__doc__ = f"{inspect.getdoc(original)}\n\n{_IO_BACKEND_HELP}"
+    # Up to CPython 3.12 a docstring has the indentation that it has in the source.
+    margin = "" if sys.version_info >= (3, 13) else "    "
+    run.__doc__ = f"{(original.__doc__ or '').rstrip()}\n\n{margin}" + _IO_BACKEND_HELP.replace("\n", f"\n{margin}")
     return run
 
 
@@ -248,11 +312,19 @@ With trio_uring imported there is one more argument:
 # ------------------------------------------------------------------ what must be true of the names
 
 
-def _loads_global(function: Callable[..., Any], name: str) -> bool:
-    return any(
-        instruction.opname == "LOAD_GLOBAL" and instruction.argval == name
-        for instruction in dis.get_instructions(function)
-    )
+# Asked of the code and not of `inspect.signature` or `dis`, which take a millisecond for all of these names.
+
+
+def _names(function: Any) -> frozenset[str]:
+    """The globals and attributes in a function's code, and in that of the functions in it."""
+    codes = (function.__code__, *filter(inspect.iscode, function.__code__.co_consts))
+    return frozenset(name for code in codes for name in code.co_names)
+
+
+def _parameters(function: Any) -> tuple[str, ...]:
+    """A function's parameters, without * and **: those by position first."""
+    code = function.__code__
+    return tuple(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
 
 
 def _check_runs_trio(*keywords: str) -> Callable[[Any], Iterator[str]]:
@@ -260,19 +332,16 @@ def _check_runs_trio(*keywords: str) -> Callable[[Any], Iterator[str]]:
         if not inspect.isfunction(original):
             yield "is not a function"
             return
-        parameters = inspect.signature(original).parameters
+        code = original.__code__
+        parameters = _parameters(original)
         if "io_backend" in parameters:
             yield "has an io_backend of its own"
-        kinds = {name: parameter.kind for name, parameter in parameters.items()}
         for name in keywords:
-            if kinds.get(name) is not inspect.Parameter.KEYWORD_ONLY:
+            if name not in parameters[code.co_argcount :]:
                 yield f"has no keyword {name}"
-        if list(kinds.values())[:2] != [
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            inspect.Parameter.VAR_POSITIONAL,
-        ]:
+        if code.co_argcount != 1 or not code.co_flags & inspect.CO_VARARGS:
             yield "does not take (async_fn, *args)"
-        if not _loads_global(original, "setup_runner"):
+        if "setup_runner" not in code.co_names:
             yield "does not call setup_runner"
 
     return check
@@ -282,9 +351,13 @@ def _check_io_manager(original: Any) -> Iterator[str]:
     if not inspect.isclass(original):
         yield "is not a class"
         return
-    if not _loads_global(trio._core._run.setup_runner, "TheIOManager"):
+    if "TheIOManager" not in trio._core._run.setup_runner.__code__.co_names:
         yield "is not what setup_runner calls"
-    if any(p.default is p.empty for p in inspect.signature(original).parameters.values()):
+    init = original.__init__
+    if inspect.isfunction(init) and (
+        init.__code__.co_argcount > 1 + len(init.__defaults__ or ())
+        or init.__code__.co_kwonlyargcount > len(init.__kwdefaults__ or ())
+    ):
         yield "needs arguments"
     ours = _ring_manager()
     for name, member in vars(original).items():
@@ -292,7 +365,7 @@ def _check_io_manager(original: Any) -> Iterator[str]:
             replacement = getattr(ours, name, None)
             if replacement is None:
                 yield f"has a method {name} that the ring's manager has not"
-            elif list(inspect.signature(replacement).parameters) != list(inspect.signature(member).parameters):
+            elif _parameters(replacement) != _parameters(member):
                 yield f"has other parameters in {name}"
 
 
@@ -302,9 +375,7 @@ def _check_method(*parameters: str) -> Callable[[Any], Iterator[str]]:
     def check(original: Any) -> Iterator[str]:
         if not inspect.iscoroutinefunction(original):
             yield "is not a coroutine function"
-            return
-        names = tuple(inspect.signature(original, follow_wrapped=False).parameters)
-        if names[: len(parameters) + 1] != ("self", *parameters):
+        elif _parameters(original)[: len(parameters) + 1] != ("self", *parameters):
             yield f"does not take ({', '.join(parameters)})"
 
     return check
@@ -317,7 +388,7 @@ OPEN_PARAMETERS: Final = ("file", "mode", "buffering", "encoding", "errors", "ne
 def _check_open_file(original: Any) -> Iterator[str]:
     if not inspect.iscoroutinefunction(original):
         yield "is not a coroutine function"
-    elif tuple(inspect.signature(original).parameters) != OPEN_PARAMETERS:
+    elif _parameters(original) != OPEN_PARAMETERS:
         yield "has other parameters than the builtin open"
 
 
@@ -326,11 +397,7 @@ def _check_attribute(original: Any) -> Iterator[str]:
     function = original.fget if isinstance(original, property) else original
     if not inspect.isfunction(function):
         yield "is no function"
-    elif not any(
-        instruction.argval in ("_wrapped", "wrapped")
-        for code in (function.__code__, *filter(inspect.iscode, function.__code__.co_consts))
-        for instruction in dis.get_instructions(code)
-    ):
+    elif _names(function).isdisjoint(("_wrapped", "wrapped")):
         yield "does not use the wrapped file"
 
 
@@ -386,7 +453,7 @@ def _check_uses(*names: str) -> Callable[[Any], Iterator[str]]:
 # ------------------------------------------------------------------ the table
 
 
-class Seam(NamedTuple):
+class Seam:
     """One name that is replaced.
 
     Attributes:
@@ -396,14 +463,24 @@ class Seam(NamedTuple):
       why: what the replacement is for.
       check: given what stands there, yields what does not fit, as the end of a sentence that begins with
         the name.
-      replacement: given what stands there, what shall stand there.
+      replacement: given what stands there, what shall stand there; or what makes that later.
     """
 
-    modules: tuple[str, ...]
-    name: str
-    why: str
-    check: Callable[[Any], Iterator[str]]
-    replacement: Callable[[Any], Any]
+    __slots__ = ("check", "modules", "name", "replacement", "why")
+
+    def __init__(
+        self,
+        modules: tuple[str, ...],
+        name: str,
+        why: str,
+        check: Callable[[Any], Iterator[str]],
+        replacement: Callable[[Any], Any] | AtFirstCall,
+    ) -> None:
+        self.modules = modules
+        self.name = name
+        self.why = why
+        self.check = check
+        self.replacement = replacement
 
     def _holder(self, module: str) -> tuple[Any, str]:
         *path, last = self.name.split(".")
@@ -425,11 +502,16 @@ class Seam(NamedTuple):
     def replace(self) -> None:
         """Replaces it everywhere."""
         original = getattr(*self._holder(self.modules[0]))
-        replacement = self.replacement(original)
+        if isinstance(self.replacement, AtFirstCall):
+            self._put(original, self.replacement.standing_in(original, self._put))
+        else:
+            self._put(original, self.replacement(original))
+
+    def _put(self, old: Any, new: Any) -> None:
         for module in self.modules:
             holder, name = self._holder(module)
-            if getattr(holder, name, None) is original:
-                setattr(holder, name, replacement)
+            if getattr(holder, name, None) is old:
+                setattr(holder, name, new)
 
 
 SEAMS: Final = (
@@ -491,7 +573,7 @@ OPERATION_SEAMS: Final = (
             name=f"_SocketType.{name}",
             why="a direct operation; every socket of Trio and AnyIO is of this class",
             check=_check_method(*parameters),
-            replacement=_from("_sockets.sockets", name),
+            replacement=AtFirstCall("_sockets.sockets", name),
         )
         for name, parameters in (
             ("accept", ()),
@@ -506,7 +588,7 @@ OPERATION_SEAMS: Final = (
         name="_SocketType.__exit__",
         why="the ring has to know before the descriptor is closed",
         check=_check_uses("_sock", "__exit__"),
-        replacement=_from("_sockets.sockets", "leave"),
+        replacement=AtFirstCall("_sockets.sockets", "leave"),
     ),
     *(
         Seam(
@@ -514,7 +596,7 @@ OPERATION_SEAMS: Final = (
             name=f"_SocketType.{name}",
             why="a direct operation with an address or ancillary data",
             check=_check_method(*parameters),
-            replacement=_from("_sockets.messages", name),
+            replacement=AtFirstCall("_sockets.messages", name),
         )
         for name, parameters in (
             ("recvfrom", ()),
@@ -531,7 +613,7 @@ OPERATION_SEAMS: Final = (
             name=f"SocketStream.{name}",
             why="the operation itself, with no call of the socket's method between",
             check=_check_method(parameter),
-            replacement=_from("_sockets.sockets", name),
+            replacement=AtFirstCall("_sockets.sockets", name),
         )
         for name, parameter in (("receive_some", "max_bytes"), ("send_all", "data"))
     ),
@@ -541,7 +623,7 @@ OPERATION_SEAMS: Final = (
             name=f"FdStream.{name}",
             why="a direct operation; pipes to and from child processes are of this class",
             check=_check_method(parameter),
-            replacement=_from("_files.pipes", name),
+            replacement=AtFirstCall("_files.pipes", name),
         )
         for name, parameter in (("receive_some", "max_bytes"), ("send_all", "data"))
     ),
@@ -551,7 +633,7 @@ OPERATION_SEAMS: Final = (
             name=f"Path.{name}",
             why="the operations on a path that the ring has",
             check=_check_path_method(name),
-            replacement=_from("_files.paths", "of_trio"),
+            replacement=AtFirstCall("_files.paths", "of_trio"),
         )
         for name in PATH_METHODS
     ),
@@ -560,7 +642,7 @@ OPERATION_SEAMS: Final = (
         name="Path.open",
         why="opens on the ring",
         check=_check_path_method("open"),
-        replacement=_from("_files.engine", "path_open"),
+        replacement=AtFirstCall("_files.engine", "path_open"),
     ),
     *(
         Seam(
@@ -568,7 +650,7 @@ OPERATION_SEAMS: Final = (
             name=f"AsyncIOWrapper.{name}",
             why=why,
             check=check,
-            replacement=_from("_files.engine", replacement),
+            replacement=AtFirstCall("_files.engine", replacement),
         )
         for name, replacement, check, why in (
             ("__getattr__", "wrapper_getattr", _check_attribute, "makes the methods of an open file"),
@@ -587,7 +669,13 @@ ANYIO_MODULES: Final = ("anyio._core._fileio", "anyio.streams.file")
 
 def _anyio_files(module: str, *rows: tuple[str, str, Callable[[Any], Iterator[str]], str]) -> tuple[Seam, ...]:
     return tuple(
-        Seam(modules=(module,), name=name, why=why, check=check, replacement=_from("_files.anyio_files", replacement))
+        Seam(
+            modules=(module,),
+            name=name,
+            why=why,
+            check=check,
+            replacement=AtFirstCall("_files.anyio_files", replacement),
+        )
         for name, replacement, check, why in rows
     )
 
@@ -633,7 +721,7 @@ ANYIO_SEAMS: Final = (
                 name=f"Path.{name}",
                 why="the operations on a path that the ring has",
                 check=_check_method(),
-                replacement=_from("_files.paths", "of_anyio"),
+                replacement=AtFirstCall("_files.paths", "of_anyio"),
             ),
         )
         for name in PATH_METHODS
@@ -700,12 +788,12 @@ def _not_there() -> Iterator[str]:
         owner = None
         with contextlib.suppress(ImportError):
             owner = getattr(importlib.import_module(module), name, None)
-        known = {field.name for field in attrs.fields(owner)} if owner is not None and attrs.has(owner) else set()
-        known |= set(dir(owner))
         init = getattr(getattr(owner, "__init__", None), "__code__", None)
-        known |= set(init.co_names) if init else set()
-        for missing in set(names) - known:
-            yield f"{path} has no {missing}"
+        for name in names:
+            if hasattr(owner, name) or (init is not None and name in init.co_names):
+                continue
+            if name not in {field.name for field in getattr(owner, "__attrs_attrs__", ())}:
+                yield f"{path} has no {name}"
 
 
 def mismatches() -> list[str]:

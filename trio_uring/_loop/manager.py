@@ -33,46 +33,18 @@ import functools
 import logging
 import select
 import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import attrs
 import trio
 
 from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, FIRST_USER_DATA, BufferRing, HasFileno, Ring, tu_ready
 from .operation import GLOBAL_RUN_CONTEXT, Operation, Poll, SocketTransfer, busy, schedule_point
 from .options import UringBackend
 
-
-@attrs.frozen(eq=False)
-class UringStatistics:
-    """`trio.lowlevel.current_statistics().io_statistics` of a run on the ring.
-
-    Attributes:
-      tasks_waiting_read: tasks blocked until a descriptor is readable, or in a direct read of it.
-      tasks_waiting_write: the same for writing.
-      operations_in_flight: entries queued or with the kernel, their last completion not yet reaped.
-      submitted, completed, cancelled: entries since the run began; `cancelled` are those that ended with -ECANCELED.
-      kernel_entries: io_uring_enter(2) calls.
-      sq_full_flushes: submissions forced by a full submission queue; many of them ask for larger `sq_entries`.
-      cq_overflows: times the completion queue overflowed; nothing is lost, many of them ask for larger `cq_entries`.
-      max_workers: kernel workers that may run at a time for files and paths, those that wait for FIFOs included; 0 where the
-        kernel does not tell.
-      backend: "uring".
-    """
-
-    tasks_waiting_read: int
-    tasks_waiting_write: int
-    operations_in_flight: int
-    submitted: int
-    completed: int
-    cancelled: int
-    kernel_entries: int
-    sq_full_flushes: int
-    cq_overflows: int
-    max_workers: int
-    backend: str = attrs.field(init=False, default="uring")
-
+if TYPE_CHECKING:
+    from .statistics import UringStatistics
 
 _log = logging.getLogger("trio_uring")
 
@@ -259,7 +231,7 @@ class UringIOManager:
             count = 4 * BUFFER_COUNT if self.polled else BUFFER_COUNT
             try:
                 self.buffers = self.ring.make_buffers(count, BUFFER_SIZE, BUFFER_GROUP)
-            except OSError as error:
+            except (OSError, ImportError) as error:  # no memory, or no descriptor to load what maps it with
                 _log.debug("no provided buffers, each receive takes memory of its own: %s", error)
 
     def forget(self, operation: Any, where: dict[int, set[Any]]) -> None:
@@ -369,18 +341,23 @@ class UringIOManager:
     def statistics(self) -> UringStatistics:
         """See `UringStatistics`."""
         counters = self.ring.counters()
-        return UringStatistics(
-            tasks_waiting_read=len(self.readers),
-            tasks_waiting_write=len(self.writers),
-            operations_in_flight=counters.inflight,
-            submitted=counters.submitted,
-            completed=counters.completed,
-            cancelled=counters.cancelled,
-            kernel_entries=counters.enters,
-            sq_full_flushes=counters.sq_flushes,
-            cq_overflows=counters.cq_overflows,
-            max_workers=self.max_workers + self._waiting if self.max_workers else 0,
-        )
+        found = {
+            "tasks_waiting_read": len(self.readers),
+            "tasks_waiting_write": len(self.writers),
+            "operations_in_flight": counters.inflight,
+            "submitted": counters.submitted,
+            "completed": counters.completed,
+            "cancelled": counters.cancelled,
+            "kernel_entries": counters.enters,
+            "sq_full_flushes": counters.sq_flushes,
+            "cq_overflows": counters.cq_overflows,
+            "max_workers": self.max_workers + self._waiting if self.max_workers else 0,
+        }
+        try:
+            from .statistics import UringStatistics
+        except (ImportError, OSError):  # no descriptor is left to load it with (F35)
+            return types.SimpleNamespace(**found, backend="uring")  # type: ignore[return-value]
+        return UringStatistics(**found)
 
     def close(self) -> None:
         """Cancel everything, wait until the kernel has let go, and close the ring.

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
-
-import attrs
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from .._ring.group import RingGroup
+
+    Speculate: TypeAlias = bool | Literal["auto"]
+    IOBackend: TypeAlias = "Literal['uring', 'auto', 'epoll'] | UringBackend | None"
+    """What `io_backend` accepts."""
 
 BACKEND_VARIABLE: Final = "TRIO_IO_BACKEND"
 OPTIONS_VARIABLE: Final = "TRIO_URING_OPTIONS"
@@ -27,62 +29,27 @@ GROUP_OPTION: Final = "async_workers_cpuset"
 _MAX_SQ_ENTRIES: Final = 32768
 _MAX_CQ_ENTRIES: Final = 65536
 _MAX_WORKERS: Final = 32768
+_MAX_SPIN: Final = 1000
+
+_SWITCH: Final[dict[str, Speculate]] = {"0": False, "1": True, "auto": "auto"}
 
 
-def _number(default: int | None, least: int, most: int) -> Any:
-    """An option that is a number; None, where it is the default, leaves it to the ring."""
-
-    def check(_instance: object, attribute: attrs.Attribute[int | None], value: object) -> None:
-        if value is None and default is None:
-            return
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{attribute.name} must be an int, not {value!r}")
-        if not least <= value <= most:
-            raise ValueError(f"{attribute.name} must be {least} to {most}, not {value}")
-
-    values = f"{least} to {most}"
-    return attrs.field(default=default, validator=check, metadata={"parse": int, "values": values})
+def _check_number(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be {least} to {most}, not {value}")
 
 
-Speculate = bool | Literal["auto"]
+def _cpus(text: str) -> frozenset[int]:
+    # The shim is loaded for those who ask for a group.
+    from .._ring.group import parse_cpus
+
+    return parse_cpus(text)
 
 
-def _switch(default: Speculate) -> Any:
-    """An option that is on, off or left to the ring; in text 0, 1 or auto."""
-
-    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if not isinstance(value, bool) and value != "auto":
-            raise TypeError(f"{attribute.name} must be True, False or 'auto', not {value!r}")
-
-    def parse(text: str) -> Speculate:
-        values: dict[str, Speculate] = {"0": False, "1": True, "auto": "auto"}
-        return values[text]
-
-    return attrs.field(default=default, validator=check, metadata={"parse": parse, "values": "0, 1 or auto"})
-
-
-def _group() -> Any:
-    """The option that is a RingGroup; in text the list of its processors. The shim is loaded for those who ask for a group."""
-
-    def check(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
-        if value is not None:
-            from .._ring.group import RingGroup
-
-            if not isinstance(value, RingGroup):
-                raise TypeError(f"group must be a trio_uring.RingGroup, not {value!r}")
-
-    def parse(text: str) -> frozenset[int]:
-        from .._ring.group import parse_cpus
-
-        return parse_cpus(text)
-
-    metadata = {"name": GROUP_OPTION, "parse": parse, "values": "processors such as 6-7 or 5,7"}
-    return attrs.field(default=None, validator=check, metadata=metadata)
-
-
-@attrs.frozen(kw_only=True)
 class UringBackend:
-    """A configured ring: `trio.run(main, io_backend=UringBackend(sq_entries=1024))`.
+    """A configured ring: `trio.run(main, io_backend=UringBackend(sq_entries=1024))`. A value: it cannot be changed.
 
     Attributes:
       sq_entries: submission queue entries, 2 to 32768; the kernel rounds up to a power of two
@@ -109,20 +76,64 @@ class UringBackend:
       ValueError: an option out of its range.
     """
 
-    sq_entries: int = _number(512, 2, _MAX_SQ_ENTRIES)
-    cq_entries: int | None = _number(None, 2, _MAX_CQ_ENTRIES)
-    speculate: bool | Literal["auto"] = _switch("auto")
-    spin: int = _number(20, 0, 1000)
-    max_workers: int | None = _number(None, 1, _MAX_WORKERS)
-    group: RingGroup | None = _group()  # noqa: RUF009
+    # Not an attrs class, which would take longer to be made than all the rest of this package that begins a run.
+    __slots__ = ("cq_entries", "group", "max_workers", "speculate", "spin", "sq_entries")
 
-    def __attrs_post_init__(self) -> None:
-        if self.group is not None and self.speculate is True:
-            raise ValueError(
-                "speculate is for rings without a group: in one, nothing is tried on the loop's own processor"
-            )
-        if self.cq_entries is not None and self.cq_entries < self.sq_entries:
-            raise ValueError(f"cq_entries must be at least sq_entries ({self.sq_entries}), not {self.cq_entries}")
+    def __init__(
+        self,
+        *,
+        sq_entries: int = 512,
+        cq_entries: int | None = None,
+        speculate: bool | Literal["auto"] = "auto",
+        spin: int = 20,
+        max_workers: int | None = None,
+        group: RingGroup | None = None,
+    ) -> None:
+        _check_number("sq_entries", sq_entries, 2, _MAX_SQ_ENTRIES)
+        if cq_entries is not None:
+            _check_number("cq_entries", cq_entries, 2, _MAX_CQ_ENTRIES)
+        if not isinstance(speculate, bool) and speculate != "auto":
+            raise TypeError(f"speculate must be True, False or 'auto', not {speculate!r}")
+        _check_number("spin", spin, 0, _MAX_SPIN)
+        if max_workers is not None:
+            _check_number("max_workers", max_workers, 1, _MAX_WORKERS)
+        if group is not None:
+            from .._ring.group import RingGroup
+
+            if not isinstance(group, RingGroup):
+                raise TypeError(f"group must be a trio_uring.RingGroup, not {group!r}")
+            if speculate is True:
+                raise ValueError(
+                    "speculate is for rings without a group: in one, nothing is tried on the loop's own processor"
+                )
+        if cq_entries is not None and cq_entries < sq_entries:
+            raise ValueError(f"cq_entries must be at least sq_entries ({sq_entries}), not {cq_entries}")
+        self.sq_entries: Final = sq_entries
+        self.cq_entries: Final = cq_entries
+        self.speculate: Final = speculate
+        self.spin: Final = spin
+        self.max_workers: Final = max_workers
+        self.group: Final = group
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if hasattr(self, name):
+            raise AttributeError(f"a UringBackend cannot be changed; make another one with another {name}")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a UringBackend cannot be changed; {name} cannot be deleted")
+
+    def _values(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+    def __eq__(self, other: object) -> bool:
+        return self._values() == other._values() if isinstance(other, UringBackend) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        return f"UringBackend({', '.join(f'{name}={getattr(self, name)!r}' for name, *_ in _IN_TEXT.values())})"
 
     @classmethod
     def from_text(cls, text: str) -> UringBackend:
@@ -133,18 +144,19 @@ class UringBackend:
         Raises:
           ValueError: an unknown or repeated name, or a bad value; the message lists the good ones.
         """
-        fields = {field.metadata.get("name", field.name): field for field in attrs.fields(cls)}
-        good = ", ".join(f"{name}={field.metadata['values']}" for name, field in fields.items())
+        good = ", ".join(f"{name}={values}" for name, (_, values, _parse) in _IN_TEXT.items())
         given: dict[str, Any] = {}
         # A processor after a comma is one more of the list that it follows.
-        for item in filter(None, map(str.strip, re.split(r",(?!\s*\d[\d\s-]*(?:,|$))", text))):
+        items = re.split(r",(?!\s*\d[\d\s-]*(?:,|$))", text) if text else ()
+        for item in filter(None, map(str.strip, items)):
             name, equals, value = (part.strip() for part in item.partition("="))
-            if name not in fields or not equals:
+            if name not in _IN_TEXT or not equals:
                 raise ValueError(f"unknown option {item!r}; the options are {good}")
-            if fields[name].name in given:
+            option, _, parse = _IN_TEXT[name]
+            if option in given:
                 raise ValueError(f"{name} is given twice")
             try:
-                given[fields[name].name] = fields[name].metadata["parse"](value)
+                given[option] = parse(value)
             except (ValueError, KeyError):
                 raise ValueError(f"bad value in {item!r}; the options are {good}") from None
         if "group" in given:
@@ -154,8 +166,15 @@ class UringBackend:
         return cls(**given)
 
 
-IOBackend = Literal["uring", "auto", "epoll"] | UringBackend | None
-"""What `io_backend` accepts."""
+# What TRIO_URING_OPTIONS calls an option: the option, its good values in words, and what makes one of its text.
+_IN_TEXT: Final[dict[str, tuple[str, str, Callable[[str], object]]]] = {
+    "sq_entries": ("sq_entries", f"2 to {_MAX_SQ_ENTRIES}", int),
+    "cq_entries": ("cq_entries", f"2 to {_MAX_CQ_ENTRIES}", int),
+    "speculate": ("speculate", "0, 1 or auto", _SWITCH.__getitem__),
+    "spin": ("spin", f"0 to {_MAX_SPIN}", int),
+    "max_workers": ("max_workers", f"1 to {_MAX_WORKERS}", int),
+    GROUP_OPTION: ("group", "processors such as 6-7 or 5,7", _cpus),
+}
 
 
 class Choice(NamedTuple):

@@ -21,9 +21,7 @@ import re
 import resource
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
-from typing import Final
-
-import attrs
+from typing import Final, NamedTuple
 
 CALLS: Final = {
     "setup": "io_uring_setup(2)",
@@ -66,8 +64,7 @@ class UringUnavailableError(OSError):
         return type(self), (self.errno or 0, self.cause, self.remedy)
 
 
-@attrs.frozen(kw_only=True)
-class Facts:
+class Facts(NamedTuple):
     """What of this process and machine decides about io_uring; None for what could not be read.
 
     Attributes:

@@ -17,13 +17,12 @@ object for each completion, and the reader takes them three at a time.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from .availability import unavailable
 
@@ -180,7 +179,7 @@ class RingCounters:
     cq_overflows: int
 
 
-class Poller(NamedTuple):
+class Poller:
     """The kernel thread that takes the submissions of a ring (IORING_SETUP_SQPOLL).
 
     Attributes:
@@ -189,9 +188,12 @@ class Poller(NamedTuple):
       attach_to: the descriptor of a ring whose poller is to serve this one too, which decides the processor; -1 for a new poller.
     """
 
-    cpu: int
-    idle_ms: int
-    attach_to: int = -1
+    __slots__ = ("attach_to", "cpu", "idle_ms")
+
+    def __init__(self, cpu: int, idle_ms: int, attach_to: int = -1) -> None:
+        self.cpu = cpu
+        self.idle_ms = idle_ms
+        self.attach_to = attach_to
 
 
 _NO_POLLER: Final = Poller(-1, 0)
@@ -243,10 +245,11 @@ class Ring:
         if not self._r:
             raise MemoryError
         step = ffi.new("int *")
+        polled = poller or _NO_POLLER
         wanted = sq_entries, cq_entries
         deadline = time.monotonic() + _MEMORY_BACK
         while True:
-            rc = lib.tu_open(self._r, sq_entries, cq_entries, *(poller or _NO_POLLER), step)
+            rc = lib.tu_open(self._r, sq_entries, cq_entries, polled.cpu, polled.idle_ms, polled.attach_to, step)
             if rc == 0:
                 break
             if rc == -errno.ENOMEM and sq_entries > _SMALLEST:
@@ -611,6 +614,8 @@ class BufferRing:
             raise OSError(errno.EEXIST, "the ring has its provided buffers already")
         self.size = size
         self.group = group
+        import mmap  # not before, as few runs without a socket get here
+
         self.memory = mmap.mmap(-1, entries * size)
         rc = lib.tu_buffers_new(ring._r, entries, size, group, ffi.from_buffer(self.memory))
         if rc:
