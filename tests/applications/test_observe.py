@@ -171,6 +171,10 @@ def test_every_operation_says_what_it_is(pure_ring: Any, tmp_path: Path) -> None
             await one("fsync", of=trio_uring.fsync, on=(plain,))
             await one("fallocate", of=trio_uring.fallocate, on=(plain, 0, 100))
             await one("statx", of=trio_uring.statx, on=(plain,))
+            await one("statx", of=trio_uring.statx, on=(path,))
+            directory = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+            await one("statx", of=functools.partial(trio_uring.statx, "file", dir_fd=directory))
+            os.close(directory)
             await one("splice", of=trio_uring.copy_file, on=(plain, copy, 100))
 
     async def sockets() -> None:
@@ -206,8 +210,45 @@ def test_every_operation_says_what_it_is(pure_ring: Any, tmp_path: Path) -> None
         if each.kind in ("openat", "mkdirat", "unlinkat", "symlinkat", "linkat", "renameat"):
             assert each.fd is None
             assert str(tmp_path) in each.target
-        elif each.kind != "statx":
+        elif each.kind == "statx":
+            assert each.target == str(path)
+        else:
             assert each.fd is not None
+    statxs = [each.fd is None for name in kinds for each in watcher.seen[name] if each.kind == "statx"]
+    # Of a path by both functions that ask, of an open file, and of a name in a directory that is open.
+    assert (statxs.count(True), statxs.count(False)) == (2, 2)
+
+
+@pytest.mark.parametrize("on", ["path", "name in a directory", "open file"])
+def test_a_statx_that_hangs_names_its_path(on: str, tmp_path: Path) -> None:
+    """In the text, where it is what a user sees of a file system that does not answer."""
+    path = tmp_path / "file"
+    path.write_bytes(b"")
+    seen: list[str] = []
+
+    class Look(trio.abc.Instrument):
+        def before_io_wait(self, timeout: float) -> None:
+            out = io.StringIO()
+            trio_uring.dump(out)
+            seen.append(out.getvalue())
+
+    async def main() -> None:
+        directory = os.open(tmp_path, os.O_RDONLY)
+        with open(path, "rb") as file:  # noqa: ASYNC230 - for the function that takes one
+            if on == "path":
+                await trio_uring.statx(path)
+            elif on == "open file":
+                await trio_uring.statx(file)
+            else:
+                await trio_uring.statx("file", dir_fd=directory)
+        os.close(directory)
+
+    trio_uring.run(main, io_backend="uring", instruments=[Look()])
+    (text,) = [each for each in seen if "statx, waiting" in each]
+    lines = text.splitlines()
+    target = lines[next(i for i, line in enumerate(lines) if "statx, waiting" in line) + 1]
+    assert target.endswith(f": {path}")
+    assert target.startswith("    path: " if on == "path" else "    fd ")
 
 
 def test_an_operation_on_a_path_names_it(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ class OperationSnapshot:
       state: "waiting"; "cancelling", where Trio has asked for it to end; "closing", where its descriptor is being closed;
         "abandoned", where no task waits for it any more. In the last three the kernel still holds it.
       fd: the descriptor; None where the operation names none (a path).
-      target: what the descriptor is, with its addresses if it is a socket; for an operation on paths, these; else None.
+      target: what the descriptor is, with its addresses if it is a socket; for an operation on paths, these, from the directory
+        of the descriptor if they name one; else None.
       age: seconds that it has been in flight, at least; None where no `RingMonitor` watches the run or it began just now.
       task: the name of the task that waits for it; None where none does.
       stack: where that task is, outermost first, a line for each frame.
@@ -379,9 +380,10 @@ def _is_inside(frame: types.FrameType) -> bool:
 
 def _target(operation: Any) -> str | None:
     """What an operation is on."""
+    path = " to ".join(filter(None, getattr(operation, "names", ())))
     if operation.fd >= 0:
-        return _descriptor(operation.fd)
-    return " to ".join(filter(None, getattr(operation, "names", ()))) or None
+        return os.path.join(_descriptor(operation.fd), path) if path else _descriptor(operation.fd)
+    return path or None
 
 
 def _descriptor(fd: int) -> str:

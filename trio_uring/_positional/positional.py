@@ -569,6 +569,29 @@ class Duplicate(Operation):
         self._close()
 
 
+class _OfPath:
+    """For who looks at the operation from outside: what it is on, besides a descriptor."""
+
+    __slots__ = ()
+
+    @property
+    def names(self: Any) -> tuple[str, ...]:
+        """The path, as long as the kernel has it; none of an open file."""
+        return () if self.keep is None else (os.fsdecode(ffi.string(self.keep[0])),)
+
+
+class Statx(_OfPath, Operation):
+    """IORING_OP_STATX of a path from the working directory, or from the root."""
+
+    __slots__ = ()
+
+
+class StatxAt(_OfPath, Duplicate):
+    """IORING_OP_STATX of a path from a directory that is open, or of an open file."""
+
+    __slots__ = ()
+
+
 def _statx_in_thread(dirfd: int, path: bytes, flags: int) -> StatxResult:
     out = ffi.new("char[]", _STATX_SIZE)
     result = lib.tu_statx(dirfd, path, flags, _STATX_ASKED, out)
@@ -618,10 +641,10 @@ async def _statx(manager: UringIOManager, of: int, path: bytes, flags: int) -> S
     out = ffi.new("char[]", _STATX_SIZE)
     keep = (where, out)
     if of < 0:
-        operation = Operation(manager, _AT_FDCWD, keep, None)
+        operation = Statx(manager, _AT_FDCWD, keep, None)
         await operation.perform(OP_STATX, where, _STATX_ASKED, address_of(out), flags)
     else:
-        duplicate = Duplicate(manager, keep, of)
+        duplicate = StatxAt(manager, keep, of)
         try:
             await duplicate.perform(OP_STATX, where, _STATX_ASKED, address_of(out), flags)
         finally:
