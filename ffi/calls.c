@@ -250,7 +250,7 @@ static int tu_add_calls(const char *name)
 {
     PyObject *module = PyImport_AddModule(name);
 
-    if (module && find_buffer_calls() == 0 && PyModule_AddFunctions(module, calls) == 0)
+    if (module && PyModule_AddFunctions(module, calls) == 0)
         return 0;
     PyErr_Clear();
     return -1;

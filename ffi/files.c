@@ -272,7 +272,7 @@ int64_t tu_remaining(int fd)
     struct stat st;
     off_t at = lseek(fd, 0, SEEK_CUR);
 
-    if (at < 0 || fstat(fd, &st) < 0)
+    if (at < 0 || file_status(fd, &st) < 0)
         return -errno;
     return st.st_size - at;
 }
@@ -288,7 +288,7 @@ int tu_file_facts(int fd, tu_file_state *state)
     struct timespec now;
 
     state->position = lseek(fd, 0, SEEK_CUR);
-    if (state->position < 0 || fstat(fd, &st) < 0)
+    if (state->position < 0 || file_status(fd, &st) < 0)
         return -errno;
     clock_gettime(CLOCK_REALTIME, &now);
     state->size = st.st_size;
@@ -303,7 +303,7 @@ int tu_advance(int fd, int64_t position, int64_t count, int64_t size, int64_t ch
 
     if (position < 0 || lseek(fd, 0, SEEK_CUR) != position)
         return 0;
-    if (size >= 0 && (fstat(fd, &st) < 0 || st.st_size != size || nanoseconds(st.st_ctim) != changed))
+    if (size >= 0 && (file_status(fd, &st) < 0 || st.st_size != size || nanoseconds(st.st_ctim) != changed))
         return 0;
     return lseek(fd, count, SEEK_CUR) == position + count;
 }

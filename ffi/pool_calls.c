@@ -2,7 +2,6 @@
  * Whole lists of transfers on a ring of pool.h, as CPython functions of the binding's module; see calls.c for why. Everything that a
  * list needs is held here until the kernel has let go of it, so no exception, signal or other thread can free it sooner.
  */
-#include <dlfcn.h>
 
 #define SETTLE_NS 2000000000LL
 
@@ -142,8 +141,9 @@ out:
     return answer;
 }
 
-/* Py_buffer, and the function that fills it. Of the stable ABI since 3.11, and the same in 3.10, whose headers keep them back: so
- * the function is looked up by its name. */
+/* Py_buffer, and the functions that fill and release it. Of the stable ABI since 3.11, and the same in 3.10, whose headers keep them
+ * back: so they are declared here, under names that meet no other declaration. (dlsym(3) would find them too; but it is another
+ * symbol since glibc 2.34, and the wheel would ask for that.) */
 typedef struct {
     void *memory;
     PyObject *owner;
@@ -157,15 +157,8 @@ typedef struct {
 #define CONTIGUOUS 0 /* PyBUF_SIMPLE */
 #define WRITABLE 1   /* PyBUF_WRITABLE */
 
-static int (*get_buffer)(PyObject *object, buffer_view *view, int flags);
-static void (*release_buffer)(buffer_view *view);
-
-static int find_buffer_calls(void)
-{
-    get_buffer = (int (*)(PyObject *, buffer_view *, int))dlsym(NULL, "PyObject_GetBuffer");
-    release_buffer = (void (*)(buffer_view *))dlsym(NULL, "PyBuffer_Release");
-    return get_buffer && release_buffer ? 0 : -1;
-}
+extern int get_buffer(PyObject *object, buffer_view *view, int flags) __asm__("PyObject_GetBuffer");
+extern void release_buffer(buffer_view *view) __asm__("PyBuffer_Release");
 
 static int by_address(const void *a, const void *b)
 {

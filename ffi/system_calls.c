@@ -11,12 +11,12 @@
 static int64_t transfer(unsigned opcode, int fd, const struct iovec *vector, unsigned count, uint64_t off, int flags)
 {
     int reads = opcode == IORING_OP_READ || opcode == IORING_OP_READV;
-    int64_t done = reads ? preadv2(fd, vector, (int)count, (off_t)off, flags)
-                         : pwritev2(fd, vector, (int)count, (off_t)off, flags);
+    int64_t done = reads ? read_vector(fd, vector, count, (int64_t)off, flags)
+                         : write_vector(fd, vector, count, (int64_t)off, flags);
 
     /* A pipe or a socket, of which the ring does not read the offset. */
     if (done < 0 && errno == ESPIPE && off != UINT64_MAX)
-        done = reads ? preadv2(fd, vector, (int)count, -1, flags) : pwritev2(fd, vector, (int)count, -1, flags);
+        done = reads ? read_vector(fd, vector, count, -1, flags) : write_vector(fd, vector, count, -1, flags);
     return done;
 }
 
@@ -69,7 +69,7 @@ static int64_t once(unsigned opcode, int fd, char *addr, unsigned len, uint64_t 
     case IORING_OP_SPLICE:
         return splice_entry(fd, (uint64_t)(uintptr_t)addr, len, off, op_flags, file_index);
     case IORING_OP_RENAMEAT:
-        return renameat2(fd, addr, (int)len, second, op_flags);
+        return syscall(SYS_renameat2, fd, addr, len, second, op_flags);
     case IORING_OP_UNLINKAT:
         return unlinkat(fd, addr, flags);
     case IORING_OP_MKDIRAT:

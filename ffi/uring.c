@@ -170,6 +170,27 @@ static int64_t now_ns(void)
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 
+/* Calls past the C library, which would shut out older systems: its fstat(3) is a symbol of glibc 2.33, and preadv2(3),
+ * pwritev2(3) and renameat2(3) are not in musl before 1.2.5. The kernel's struct stat is the C library's on 64-bit systems. */
+static int file_status(int fd, struct stat *st)
+{
+#if defined(SYS_fstat) && defined(__LP64__)
+    return (int)syscall(SYS_fstat, fd, st);
+#else
+    return fstat(fd, st);
+#endif
+}
+
+static ssize_t read_vector(int fd, const struct iovec *vector, unsigned count, int64_t offset, int flags)
+{
+    return syscall(SYS_preadv2, fd, vector, count, (long)offset, (long)(offset >> 32), flags);
+}
+
+static ssize_t write_vector(int fd, const struct iovec *vector, unsigned count, int64_t offset, int flags)
+{
+    return syscall(SYS_pwritev2, fd, vector, count, (long)offset, (long)(offset >> 32), flags);
+}
+
 /* A number that no other thread of this process has or will have, unlike pthread_self() and gettid(). */
 static uint64_t this_thread(void)
 {
@@ -1527,11 +1548,11 @@ static int may_serve(tu_ring *r)
 static int64_t pread_nowait(int fd, char *memory, uint64_t length, int64_t offset)
 {
     struct iovec part = {memory, length};
-    ssize_t got = preadv2(fd, &part, 1, offset, RWF_NOWAIT);
+    ssize_t got = read_vector(fd, &part, 1, offset, RWF_NOWAIT);
 
     if (got > 0 && (uint64_t)got < length) { /* the end of the file, or of what is cached? */
         part = (struct iovec){memory + got, length - (uint64_t)got};
-        if (preadv2(fd, &part, 1, offset + got, RWF_NOWAIT) != 0)
+        if (read_vector(fd, &part, 1, offset + got, RWF_NOWAIT) != 0)
             return -EAGAIN;
     }
     return got < 0 ? -errno : got;
