@@ -21,6 +21,7 @@
 #ifndef SYS_statmount
 #define SYS_statmount 457
 #endif
+#define TU_STATX_TYPE 1U
 #define TU_STATX_MNT_ID 0x1000U
 #define TU_STATX_MNT_ID_UNIQUE 0x4000U
 #define TU_RESOLVE_CACHED 0x20
@@ -165,7 +166,7 @@ static int flags_of(int fd)
     uint32_t mask;
     uint16_t mode;
     uint64_t mount;
-    int flags = -ENOSYS, rc = asked(fd, STATX_TYPE | TU_STATX_MNT_ID_UNIQUE, out);
+    int flags = -ENOSYS, rc = asked(fd, TU_STATX_TYPE | TU_STATX_MNT_ID_UNIQUE, out);
 
     if (rc < 0)
         return rc;
@@ -175,7 +176,7 @@ static int flags_of(int fd)
     if (mask & TU_STATX_MNT_ID_UNIQUE)
         flags = flags_by_number(mount);
     if (flags == -ENOSYS) {
-        if ((rc = asked(fd, STATX_TYPE | TU_STATX_MNT_ID, out)) < 0)
+        if ((rc = asked(fd, TU_STATX_TYPE | TU_STATX_MNT_ID, out)) < 0)
             return rc;
         memcpy(&mount, out + 144, sizeof mount);
         flags = flags_by_line(mount);
