@@ -66,7 +66,9 @@ cancellation: $(VENV)/installed
 wheel: packages
 	PYTHON=$(PYTHON) tests/wheel.sh
 
-# What is uploaded, into dist/: built twice and compared, audited, tried in an empty environment, with a bill of materials.
+# What is uploaded, into dist/: wheels for x86-64 and 64-bit ARM, glibc and musl, built twice and compared, audited, tried, with a
+# bill of materials.
+release: DEBIAN += gcc-aarch64-linux-gnu:aarch64-linux-gnu-gcc qemu-user-static:qemu-aarch64-static
 release: packages
 	$(PYTHON) tests/release.py
 
@@ -106,8 +108,9 @@ valgrind: $(VENV)/installed
 soak: $(VENV)/installed
 	cd / && $(CURDIR)/$(BIN)/python $(CURDIR)/tests/faults/soak.py 60
 
-# Debian's kernels 6.1, 6.12, 7.2 and the newest one in its archive, in qemu, with the tests inside.
-kernels: DEBIAN += qemu-system-x86:qemu-system-x86_64
+# Debian's kernels 6.1, 6.12, 7.2 and the newest one in its archive, in qemu, with the tests inside. ARCH=arm64, after `make release`:
+# those for 64-bit ARM, an hour each.
+kernels: DEBIAN += qemu-system-x86:qemu-system-x86_64 qemu-system-arm:qemu-system-aarch64
 kernels: $(VENV)/installed
 	PYTHON=$(BIN)/python tests/kernels.sh
 

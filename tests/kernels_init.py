@@ -1,6 +1,7 @@
 """The other kernels' machine: packs it on this one, and is process 1 of it. Used by tests/kernels.sh.
 
-    python kernels_init.py pack IMAGE TREE TEST...    writes an initramfs: this Python, its packages, TREE/tests, and this file
+    python kernels_init.py pack IMAGE TREE / TEST...  writes an initramfs: this Python, its packages, TREE/tests, and this file
+    python kernels_init.py pack IMAGE TREE ROOT TEST...  the same with the foreign system that lies below ROOT
     python kernels_init.py modules IMAGE TREE NAME... adds modules of a kernel's TREE, and what they need, to an initramfs
     python kernels_init.py restricted TREE            runs a program whose rings may not do most operations
     python kernels_init.py probe                      prints what the running kernel offers, as one line of JSON
@@ -43,6 +44,7 @@ NOT_PACKED = (
     "pip",
     "setuptools",
 )
+FOREIGN_PYTHON = "/usr/bin/python3.11"  # Debian 12's
 MARK = "trio-uring-probe "
 # What tests start; those that this machine has.
 PROGRAMS = (
@@ -109,9 +111,30 @@ def _content(path: Path) -> bytes:
     return data
 
 
-def pack(image: str, tree: str, tests: list[str]) -> None:
+# Of a foreign system.
+NOT_NEEDED = ("boot", "dev", "proc", "sys", "usr/share/doc", "usr/share/locale", "usr/share/man", "var")
+
+
+def _system(root: Path) -> Iterator[bytes]:
+    """The records of the system below `root`, as it lies there."""
+    for at, directories, files in os.walk(root):
+        above = Path(at).relative_to(root)
+        directories[:] = [name for name in directories if str(above / name) not in NOT_NEEDED and name != "__pycache__"]
+        for name in sorted([*directories, *files]):
+            path = Path(at, name)
+            data = b""
+            if path.is_symlink():
+                data = os.readlink(path).encode()
+            elif path.is_file():
+                data = path.read_bytes()
+            yield _record(str(above / name), path.lstat().st_mode, data)
+
+
+def pack(image: str, tree: str, root: str, tests: list[str]) -> None:
     """Write an initramfs."""
     made: set[str] = set()
+    foreign = Path(root) != Path("/")
+    executable = FOREIGN_PYTHON if foreign else sys.executable
     with open(image, "wb") as out:
 
         def directories(path: Path) -> None:
@@ -131,16 +154,19 @@ def pack(image: str, tree: str, tests: list[str]) -> None:
             made.add(f"/{name}")
             out.write(_record(name, stat.S_IFDIR | 0o755, b""))
         out.write(_record("dev/console", stat.S_IFCHR | 0o600, b"", (5, 1)))
-        for path in sorted(_contents(Path(tree))):
+        if foreign:
+            out.writelines(_system(Path(root)))
+        mine = {*_below(Path(tree, "tests")), Path(tree, "pyproject.toml")} if foreign else _contents(Path(tree))
+        for path in sorted(mine):
             add(path)  # through a link on the way (/lib), which becomes a directory of its own
             real = Path(os.path.realpath(path))
             if real != path:
                 add(real)
-        for name in PROGRAMS:
+        for name in PROGRAMS if not foreign else ():
             if found := shutil.which(name):
                 directories(Path("/bin", name))
                 out.write(_record(f"bin/{name}", stat.S_IFLNK | 0o777, os.path.realpath(found).encode()))
-        start = f"#!{sys.executable} -u\n".encode() + Path(__file__).read_bytes()
+        start = f"#!{executable} -u\n".encode() + Path(__file__).read_bytes()
         out.write(_record(INIT[1:], stat.S_IFREG | 0o755, start))
         out.write(_record("job", stat.S_IFREG | 0o644, json.dumps({"tree": tree, "tests": tests}).encode()))
         out.write(_record("TRAILER!!!", 0, b""))
@@ -310,7 +336,7 @@ if __name__ == "__main__":
     if os.getpid() == 1:
         init()
     elif sys.argv[1] == "pack":
-        pack(sys.argv[2], sys.argv[3], sys.argv[4:])
+        pack(sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:])
     elif sys.argv[1] == "modules":
         modules(sys.argv[2], sys.argv[3], sys.argv[4:])
     elif sys.argv[1] == "restricted":
