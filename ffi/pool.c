@@ -199,7 +199,7 @@ static unsigned pool_pending(const tu_pool_ring *p)
 
 static unsigned pool_flags(const tu_pool_ring *p)
 {
-    return __atomic_load_n(p->ring.sq.kflags, __ATOMIC_RELAXED);
+    return load(p->ring.sq.kflags);
 }
 
 /* Hands over all that is queued, and waits for `min` completions and timeout_ns at most. */

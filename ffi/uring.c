@@ -142,6 +142,8 @@ static int poller_makes_room(tu_ring *r, unsigned rounds);
 
 #if defined(__x86_64__) || defined(__i386__)
 #define RELAX() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define RELAX() __asm__ volatile("yield" ::: "memory")
 #else
 #define RELAX() atomic_signal_fence(memory_order_seq_cst)
 #endif
@@ -220,9 +222,10 @@ static unsigned unsent(tu_ring *r)
     return r->polled ? 0 : pending(r);
 }
 
+/* What the flags tell of is to be seen by whoever has seen them, also on processors that keep no such order by themselves. */
 static unsigned kernel_flags(tu_ring *r)
 {
-    return __atomic_load_n(r->ring.sq.kflags, __ATOMIC_RELAXED);
+    return load(r->ring.sq.kflags);
 }
 
 /* timeout_ns < 0: no timeout. Answers what io_uring_enter(2) answers. A poller that has to be woken is.
