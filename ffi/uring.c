@@ -40,6 +40,8 @@
 
 /* Newer than liburing 2.3's header. */
 #define TU_SETUP_NO_SQARRAY (1U << 16)
+#define TU_FEAT_NO_IOWAIT (1U << 17)
+#define TU_ENTER_NO_IOWAIT (1U << 7)
 #define TU_OP_FTRUNCATE 55
 
 #ifndef TU_LIBURING_VERSION
@@ -252,6 +254,10 @@ static int enter(tu_ring *r, unsigned to_submit, unsigned min_complete, unsigned
         fd = r->registered;
         flags |= IORING_ENTER_REGISTERED_RING;
     }
+    /* Else a loop that waits for its sockets counts as one that waits for a disk: "procs_blocked" and "iowait" in /proc/stat, and
+     * what systemd-oomd and others read in /proc/pressure/io. */
+    if (r->ring.features & TU_FEAT_NO_IOWAIT && flags & IORING_ENTER_GETEVENTS)
+        flags |= TU_ENTER_NO_IOWAIT;
     if (timeout_ns >= 0) {
         ts.tv_sec = timeout_ns / 1000000000;
         ts.tv_nsec = timeout_ns % 1000000000;
@@ -1599,6 +1605,19 @@ int tu_try_setup(unsigned flags, unsigned entries)
         return fd;
     close(fd);
     return 0;
+}
+
+int tu_features(void)
+{
+    struct io_uring_params p;
+    int fd;
+
+    memset(&p, 0, sizeof p);
+    fd = io_uring_setup(2, &p);
+    if (fd < 0)
+        return fd;
+    close(fd);
+    return (int)p.features;
 }
 
 int tu_probe_ops(unsigned char *supported, unsigned n)

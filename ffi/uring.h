@@ -138,6 +138,7 @@ int tu_buffers_free(tu_ring *r);
 
 /* Probing. */
 int tu_try_setup(unsigned flags, unsigned entries);
+int tu_features(void); /* IORING_FEAT_* of a ring made now */
 int tu_probe_ops(unsigned char *supported, unsigned n);
 int tu_probe_register(unsigned opcode); /* 1 where io_uring_register(2) knows the opcode, 0 where not */
 const char *tu_liburing_version(void);

@@ -467,8 +467,8 @@ def main() -> None:
                 )
                 tried(wheel, version_of, scratch / wheel.stem)
         files = sorted(into.iterdir())
-        listed = json.loads(run(python, "-m", "pip", "list", "-q", "--format=json", "--disable-pip-version-check"))
-        tools = {each["name"]: each["version"] for each in listed if each["name"] in ("cffi", "setuptools")}
+        version_of_tool = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
+        tools = {name: run(python, "-c", version_of_tool, name) for name in ("cffi", "setuptools")}
         for compiler in (f"{system.triplet}-gcc" for system in SYSTEMS):
             tools[compiler] = run(compiler, "-dumpfullversion")
         version = source.name.removeprefix("trio_uring-").removesuffix(".tar.gz")

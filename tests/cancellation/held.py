@@ -16,8 +16,8 @@ import trio
 
 import trio_uring
 from trio_uring import UringBackend, testing
-from trio_uring._loop.manager import BUFFER_GROUP, UringIOManager
 from trio_uring._loop import transfers as _transfers
+from trio_uring._loop.manager import BUFFER_GROUP, UringIOManager
 from trio_uring._positional import batches as _batches
 from trio_uring._positional import positional as _positional
 from trio_uring._ring.ring import IOSQE_BUFFER_SELECT, OP_RECV, OP_SEND, ffi

@@ -95,6 +95,7 @@ def test_names_numbers_and_kernel_versions_agree_with_this_kernel() -> None:
     assert prober.operation(_doctor.Capability("LAST", 250, "99.0")) is False
     assert prober.flag(_doctor.Capability("UNUSED", 1 << 30, "99.0")) is False
     assert prober.feature(_doctor.Capability("UNUSED", 200, "99.0")) is False
+    assert prober.feature(_doctor.Capability("UNUSED", 1 << 30, "99.0")) is False
 
 
 @pytest.mark.parametrize("table", [_doctor.FLAGS, _doctor.OPERATIONS, _doctor.FEATURES])
@@ -127,6 +128,7 @@ def old_shim(flags: int, operations: int, features: int) -> Any:
         tu_try_setup=try_setup,
         tu_probe_ops=probe_ops,
         tu_probe_register=lambda number: int(number < features),
+        tu_features=lambda: 0,
         tu_liburing_version=lambda: b"2.3",
     )
     ffi = SimpleNamespace(new=lambda kind: bytearray(256), string=lambda text: text)

@@ -10,9 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from trio_uring._ring import ring
+
 MARKER = "getppid"
 # IORING_ENTER_REGISTERED_RING, by name or as a number by a strace that does not know it.
 REGISTERED = re.compile(r"REGISTERED_RING|0x[0-9a-f]*[13579bdf][0-9a-f]\b")
+# IORING_ENTER_NO_IOWAIT, likewise.
+NO_IOWAIT = re.compile(r"NO_IOWAIT|0x[0-9a-f]*[89a-f][0-9a-f]\b")
 # What an allocator may do at any time; and a look at the clock, which is no system call but on machines that are emulated.
 OF_THE_INTERPRETER = {"brk", "mmap", "munmap", "mremap", "madvise", "mprotect", "clock_gettime"}
 
@@ -122,3 +128,21 @@ def test_the_ring_descriptor_stays_registered(tmp_path: Path) -> None:
     enters = [line for line in trace.read_text().splitlines() if "io_uring_enter(" in line]
     assert len(enters) >= 40
     assert all(REGISTERED.search(line) for line in enters)
+
+
+@pytest.mark.parametrize("timeout", [None, 0.001])
+def test_no_wait_counts_as_one_for_a_disk(timeout: float | None, tmp_path: Path) -> None:
+    """A loop that sleeps in the ring is no "procs_blocked", no "iowait" and no pressure, where the kernel can tell (6.15)."""
+    trace = tmp_path / "trace"
+    script = (
+        "from trio_uring._ring.ring import OP_NOP, Ring\n"
+        "ring = Ring(2, 4)\n"
+        "for _ in range(10):\n"
+        f"    ring.wait({timeout}) if {timeout} else (ring.queue(OP_NOP, 16), ring.wait(None))\n"
+    )
+    command = ["strace", "-f", "-e", "trace=io_uring_enter", "-o", str(trace), sys.executable, "-c", script]
+    subprocess.run(command, check=True, timeout=100, cwd=tmp_path)
+    waits = [line for line in trace.read_text().splitlines() if re.search(r"enter\(\d+, \d+, [1-9].*GETEVENTS", line)]
+    assert len(waits) >= 10
+    told = bool(ring.lib.tu_features() & 1 << 17)  # IORING_FEAT_NO_IOWAIT
+    assert {bool(NO_IOWAIT.search(line)) for line in waits} == {told}

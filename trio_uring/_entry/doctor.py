@@ -48,7 +48,8 @@ class Capability:
 
     Attributes:
       name: the kernel's, without its prefix.
-      number: the flag's bit, or the operation's number.
+      number: the flag's bit, or the operation's number; of features the number in io_uring_register(2), or the bit of what
+        io_uring_setup(2) tells.
       since: the kernel that brought it.
       without: what is lost without it; None where nothing runs without it.
       trial: for a set-up flag, the flags without which the kernel would refuse it for another reason.
@@ -91,6 +92,7 @@ FLAGS: Final = (
     Capability("SQ_REWIND", 1 << 20, "7.0", "the submission queue stays a ring", _NO_SQARRAY),
 )
 
+_LAST_REGISTER: Final = 255  # of the numbers in io_uring_register(2); what is greater is a bit
 _THREAD: Final = "goes through a worker thread, as on epoll"
 
 OPERATIONS: Final = (
@@ -154,6 +156,7 @@ FEATURES: Final = (
     Capability("PBUF_RING", 22, "5.19"),
     Capability("SYNC_CANCEL", 24, "6.0"),
     Capability("RING_FDS", 20, "5.18", "each kernel entry looks the ring's descriptor up"),
+    Capability("NO_IOWAIT", 1 << 17, "6.15", "monitors take an idle run for one that waits for a disk"),
 )
 
 
@@ -281,7 +284,11 @@ class _Prober:
         # Where io_uring_register(2) is forbidden the operations are unknown too, and its errno is no answer.
         if self._operations is None:
             return None
-        code: int = self._patience.ask(lambda: self._lib.tu_probe_register(feature.number))
+        code: int
+        if feature.number > _LAST_REGISTER:
+            code = self._patience.ask(lambda: self._lib.tu_features())
+            return None if code < 0 else bool(code & feature.number)
+        code = self._patience.ask(lambda: self._lib.tu_probe_register(feature.number))
         return None if code < 0 else bool(code)
 
 

@@ -222,9 +222,7 @@ class BinaryFile:
         while done < size:
             part = min(size - done, MAX_RW_COUNT)
             aside = IOSQE_ASYNC if part > WORKER_THRESHOLD else 0
-            got = await transfer(
-                self.manager, OP_READ, self.fd, address, address + done, part, offset + done, aside
-            )
+            got = await transfer(self.manager, OP_READ, self.fd, address, address + done, part, offset + done, aside)
             if got == 0:
                 break
             done += got
