@@ -44,11 +44,15 @@ class ReadAhead:
       known: false if the file did not tell where its position and its end are.
       line_at_hand: where lines are what is read at present, one can be had without waiting: its end, or that of the file, is
         among bytes that are kept.
+      buffered: the builtin object keeps what it does not answer of the bytes that it is handed.
+      counts_lines: and only reads, and "\n" in those is the end of a line whatever stands before it.
+      lines: then, where lines are what is read at present, how many ends of lines were in what it was last handed of bytes that
+        are not kept.
     """
 
     __slots__ = (
         "_ascii", "_by_lines", "_changed", "_data", "_end", "_last", "_last_line", "_offset", "_size", "_start", "_to_the_end",
-        "chunk", "ends", "fd", "kept", "known", "line_at_hand", "offset", "seen", "state",
+        "buffered", "chunk", "counts_lines", "ends", "fd", "kept", "known", "line_at_hand", "lines", "offset", "seen", "state",
     )  # fmt: skip
 
     def __init__(self, fd: int, chunk: int, ends: tuple[bytes, ...]) -> None:
@@ -56,6 +60,8 @@ class ReadAhead:
         self.chunk = chunk
         self.ends = ends
         self.state: Any = ffi.new("tu_file_state *")
+        self.buffered = self.counts_lines = False
+        self.lines = 0
         self._by_lines = False
         self.offset = self._last = 0
         self.seen = (0, 0, False)
@@ -81,6 +87,7 @@ class ReadAhead:
                 self._find_line()
             else:
                 self.line_at_hand = False
+                self.lines = 0
 
     def begin(self) -> None:
         """A call begins: what is not to be kept is forgotten."""
@@ -122,7 +129,7 @@ class ReadAhead:
     def _find_line(self) -> None:
         """Whether a line is at hand, and up to where that will be so."""
         self._last_line = -1
-        if not self.kept:
+        if not self.kept or not self.buffered:
             self.line_at_hand = False
         elif self._to_the_end:
             self.line_at_hand = True
@@ -193,6 +200,8 @@ class ReadAhead:
         if lib.tu_advance(self.fd, self._offset, count, self._size, self._changed) != 1:
             self.forget()
             return -1
+        if self._by_lines and self.counts_lines and not self.kept:  # of bytes that are kept it is known without
+            self.lines = self._data.count(b"\n", self._start, self._start + count)
         self._start += count
         self._offset += count
         if self._start == self._end:

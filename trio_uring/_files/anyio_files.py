@@ -207,7 +207,9 @@ def file_aiter(original: Callable[[Any], AsyncIterator[Any]]) -> Callable[[Any],
                     and not task._cancel_status.effectively_cancelled
                     and not task._runner.ki_pending
                 ):
-                    line = engine.plain_readline() if engine.ahead.line_at_hand else None
+                    line = next(iter(engine.binary.ready), None)
+                    if line is None and engine.binary.has_line():
+                        line = engine.binary.line_of(engine.plain_readline)
                 if line is None and engine.real is self._fp and not engine.released and manager_on_trio() is not None:
                     line = await engine.next_line()  # type: ignore[attr-defined]
             if line is None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import operator
 import os
 import sys
@@ -140,6 +141,9 @@ class BinaryFile:
       ahead: what has been read of the file.
       reading: `with` it, the builtin object reads from `ahead`.
       written: of the last write that failed, the bytes that are in the file.
+      ready: lines that the builtin object holds in its own buffer, and answers without another read, as long as lines are what is
+        read. An iterator, or an empty tuple: `for line in file.ready: return line` takes the next one.
+      next_lines: makes it, of so many lines.
     """
 
     def __init__(self, real: Any, shared: bool = False, ends: tuple[bytes, ...] = (b"\n",)) -> None:
@@ -157,6 +161,8 @@ class BinaryFile:
         self._can_write: bool = self.raw.writable()
         self._appends = "a" in self.raw.mode
         self.ahead = ReadAhead(self.fd, self.size, ends)
+        self.ahead.buffered = self.buffered
+        self.ahead.counts_lines = self.buffered and not self._can_write
         self.reading = InPlace(self.raw, {"readinto": self.ahead.readinto, "readall": self.ahead.readall})
         # Until there is something to write: what stands in place of the raw object's methods meanwhile.
         self._writes: RawWrites | None = None
@@ -164,6 +170,8 @@ class BinaryFile:
         # Nothing is in the object's buffer, and only its idea of the position may be an old one.
         self._clear = not shared
         self.written = 0
+        self.ready: Iterable[Any] = ()
+        self.next_lines: Callable[[int], Iterable[Any]] = functools.partial(itertools.islice, real)
 
     def begin(self, manager: UringIOManager) -> None:
         """A call begins, in a run with that manager."""
@@ -257,6 +265,34 @@ class BinaryFile:
                 return
             # Read from the same place on, twice as much each time.
             size = max(2 * size, 2 * ahead.held)
+
+    def has_line(self) -> bool:
+        """Whether a line of a file that is only read can be had without waiting: what is missing may be in the page cache."""
+        ahead = self.ahead
+        if ahead.line_at_hand and not self._can_write:
+            return True
+        at_hand = self.manager.at_hand
+        if not at_hand or self._can_write or not self.buffered:
+            return False
+        self._clear = False  # the object will be asked
+        ahead.begin()
+        ahead.by_lines(True)
+        size = ahead.wanted(ahead.chunk, None)
+        if size:
+            data = tu_read_cached(at_hand, self.fd, size, ahead.offset)
+            if data is None:
+                return False
+            ahead.put(data, len(data), size, ahead.offset)
+        return ahead.known and ahead.has_line()
+
+    def line_of(self, readline: Callable[..., Any], *size: Any) -> Any:
+        """A line that the builtin object answers. What it holds then beyond that is ready."""
+        self.ready = ()
+        self.ahead.lines = 0
+        line = readline(*size)
+        if self.ahead.lines > 1:
+            self.ready = self.next_lines(self.ahead.lines - 1)
+        return line
 
     async def have_all(self) -> None:
         """Have everything up to the end of the file at hand."""
@@ -414,8 +450,11 @@ class BinaryFile:
     async def readline(self, size: Any = -1) -> Any:
         """Up to and with the next line end, at most `size` bytes; b"" at the end."""
         real = self.real
-        if size == -1 and self.ahead.line_at_hand and not self._can_write and self.buffered:
-            return real.readline()
+        if size == -1:
+            for line in self.ready:
+                return line
+            if self.has_line():
+                return self.line_of(real.readline)
         limit = size_of(size)
         if limit is None or limit == 0 or not self._can_read:
             return real.readline(size)
@@ -424,11 +463,11 @@ class BinaryFile:
             return self._raw_line(limit) if self.ahead.known else real.readline(size)
         held = self.held()
         if 0 <= limit <= held or (held > 0 and not (self._can_write or self.ahead.kept) and b"\n" in real.peek()):
-            return real.readline(size)
+            return self.line_of(real.readline, size)
         if held <= 0 and self._can_write:
             await self.flush()
         await self.have_line(most=limit if limit >= 0 else sys.maxsize)
-        return await self._line(limit, held) if self._can_write else real.readline(size)
+        return await self._line(limit, held) if self._can_write else self.line_of(real.readline, size)
 
     async def _line(self, limit: int, held: int) -> bytes:
         """A line of a file that is written as well, with what is missing of it at hand."""

@@ -108,7 +108,7 @@ class Engine:
     Attributes:
       released: it has been handed over for good.
       busy: a call is being served.
-      ahead, plain_readline: for `async for`: where it is known whether a line is at hand, and what answers it.
+      ahead, plain_readline: what knows whether a line is at hand, and what answers it.
       reader, until: the task that may have a line that is at hand without asking for its turn, and until when.
     """
 
@@ -312,6 +312,7 @@ APPENDS: Final = (*WRITES, "flush")
 def _method(name: str, ours: str, least: int, most: int) -> Callable[..., Awaitable[Any]]:
     """The builtin's method of that name, as a coroutine method of Engine; `ours` is its name in `core`."""
     iterates = name != ours
+    reads_line = name == "readline"
     called = name
 
     async def method(self: Engine, *args: Any, **kwargs: Any) -> Any:
@@ -341,6 +342,8 @@ def _method(name: str, ours: str, least: int, most: int) -> Callable[..., Awaita
                 if name in WRITES and self._dropped is None:
                     self._watch()
         finally:
+            if not reads_line:
+                self.binary.ready = ()
             self.release()
         if task._schedule_points == points:
             await schedule_point()
@@ -698,6 +701,10 @@ def wrapper_anext(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awai
             and not task._runner.ki_pending
         ):
             if engine.ahead.line_at_hand and (line := engine.plain_readline()):
+                return line
+            for line in engine.binary.ready:
+                return line
+            if engine.binary.has_line() and (line := engine.binary.line_of(engine.plain_readline)):
                 return line
         line = await engine.next_line()  # type: ignore[attr-defined]
         if line:

@@ -16,6 +16,7 @@ import codecs
 import contextlib
 import functools
 import io
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -59,6 +60,12 @@ def line_ends(encoding: str, newline: str | None) -> tuple[bytes, ...]:
         except (LookupError, UnicodeError):
             ends.append(end.encode())
     return tuple(ends)
+
+
+@functools.cache
+def counts_lines(encoding: str, newline: str | None) -> bool:
+    """Whether each byte of a "\\n" ends a line. In some encodings it is a part of another character, or of none."""
+    return newline in (None, "", "\n") and _plain(encoding) in ("ascii", "iso8859-1", "utf-8")
 
 
 class Collector:
@@ -108,6 +115,9 @@ class TextFile:
         self._newline = newline
         self._can_read = binary.readable()
         self._can_write = binary.writable()
+        # Not the object itself as the iterator: that would disable `tell`.
+        binary.next_lines = lambda count: map(real.readline, itertools.repeat(-1, count))
+        binary.ahead.counts_lines = not self._can_write and counts_lines(real.encoding, newline)
         self._buffer: Any = real.buffer
         self._collector = collector = Collector(binary)
         self._collected = collector.data
@@ -275,14 +285,19 @@ class TextFile:
 
     async def readline(self, size: Any = -1) -> Any:
         """One line, or its first `size` characters; "" at the end."""
-        if size == -1 and not self._can_write and self.binary.ahead.line_at_hand:
-            return self.real.readline()
+        ahead = self.binary.ahead
+        ahead.chunk = self.real._CHUNK_SIZE  # type: ignore[attr-defined]
+        if size == -1:
+            for line in self.binary.ready:
+                return line
+            if self.binary.has_line():
+                return self.binary.line_of(self.real.readline)
         limit = size_of(size)
         if size is None or limit is None or not self._can_read:
             return await self._call(self.real.readline, size) if self._can_write else self.real.readline(size)
         await self._before_reading()
-        await self.binary.have_line(most=MOST_BYTES * limit + self.binary.ahead.chunk if limit >= 0 else sys.maxsize)
-        return self.real.readline(size)
+        await self.binary.have_line(most=MOST_BYTES * limit + ahead.chunk if limit >= 0 else sys.maxsize)
+        return self.binary.line_of(self.real.readline, size)
 
     async def readlines(self, hint: Any = -1) -> Any:
         """All the lines that are left, or the first ones with more than `hint` characters together."""
