@@ -67,6 +67,7 @@ HARMLESS = {
     "SHORT": (0, 1),
     "LATE": (0, 3),
     "DOUBLE": (0,),
+    "AGAIN": (0, 1),
     "NO_ROOM": (0,),
     "MISS": (0,),
     "PART": (0,),

@@ -180,6 +180,10 @@ static void tf_pull(tf_shadow *s)
         tf_put(s, cqe);
         if (!of_the_shim && tf_room(s) && tf_hit(TF_DOUBLE))
             tf_put(s, cqe);
+        if (!of_the_shim && s->late_len < s->entries && tf_hit(TF_AGAIN)) {
+            s->wait = s->late_len ? s->wait : (unsigned)tf_kinds[TF_AGAIN].value;
+            s->late[s->late_len++] = *cqe;
+        }
     }
     __atomic_store_n(s->real_head, head, __ATOMIC_RELEASE);
     if (cramped) {

@@ -28,7 +28,9 @@
 #define TF_STALE 18
 /* Entries that the kernel may hand to a worker: it can make none, and says -ECANCELED. */
 #define TF_WORKER 19
-#define TF_KINDS 20
+/* Completions: there, and once more `value` enters later. */
+#define TF_AGAIN 20
+#define TF_KINDS 21
 #define TF_FIRST_USER_DATA 16
 
 /* Lets the nth call of a kind from now on (1: the next), and `times` - 1 after it (0: all), fail. */

@@ -641,6 +641,122 @@ def test_f13_a_completion_that_comes_twice_completes_one_operation() -> None:
         """)
 
 
+@pytest.mark.parametrize("call", ["recv", "send", "recvmsg", "sendmsg", "recvfrom_into", "read", "read_at", "write_at"])
+def test_f13_a_completion_that_comes_again_when_its_operation_is_used_again(call: str, tmp_path: Path) -> None:
+    """F13: operations are used again, and the second completion of an earlier use comes while the next one is in flight. That
+    one gets its own result, and its own data, and its memory stays the kernel's until then (F1)."""
+    in_run(
+        """
+        import logging
+        logged = []
+        handler = logging.Handler()
+        handler.emit = lambda record: logged.append(record.getMessage())
+        logging.getLogger("trio_uring").addHandler(handler)
+        LONG = bytes(range(256)) * 16  # more than a socket that is full takes
+
+        async def receive(sock):
+            if sys.argv[1] == "recvmsg":
+                return (await sock.recvmsg(9))[0]
+            if sys.argv[1] == "recvfrom_into":
+                memory = bytearray(9)
+                count, _ = await sock.recvfrom_into(memory)
+                return bytes(memory[:count])
+            return await sock.recv(9)
+
+        # The second completion of the first call of each pair comes 0 to 3 kernel entries later: as the loop goes round, as the
+        # second call is submitted, or while that waits.
+
+        async def receives():
+            ours, theirs = trio.socket.socketpair()
+            with ours, theirs:
+                for number in range(20):
+                    old, new = b"old %d" % number, b"new, %d" % number
+                    async with trio.open_nursery() as nursery:
+                        @nursery.start_soon
+                        async def writes():
+                            await trio.testing.wait_all_tasks_blocked()
+                            os.write(theirs.fileno(), new)
+
+                        os.write(theirs.fileno(), old)
+                        lib.tf_arm(lib.TF_AGAIN, 1, 1, number % 4)
+                        assert await receive(ours) == old
+                        assert await receive(ours) == new
+
+        async def sends():
+            ours, theirs = trio.socket.socketpair()
+            send = ours.send if sys.argv[1] == "send" else lambda data: ours.sendmsg([data])
+            with ours, theirs:
+                for number in range(20):
+                    memory = bytearray(b"new")
+                    ended = []
+
+                    async def drains():
+                        await trio.testing.wait_all_tasks_blocked()
+                        assert not ended
+                        try:
+                            memory.append(0)
+                            raise SystemExit("the memory is let go")
+                        except BufferError:
+                            pass
+                        while not ended:
+                            emptied(theirs)
+                            await trio.testing.wait_all_tasks_blocked()
+
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(drains)
+                        lib.tf_arm(lib.TF_AGAIN, 1, 1, number % 4)
+                        assert await send(b"x") == 1
+                        filled(ours)
+                        ended.append(await send(memory))
+                    assert ended == [3]
+                    emptied(theirs)
+
+        def filled(sock):
+            try:
+                while True:
+                    os.write(sock.fileno(), LONG)
+            except BlockingIOError:
+                pass
+
+        def emptied(sock):
+            try:
+                while True:
+                    os.read(sock.fileno(), 1 << 20)
+            except BlockingIOError:
+                pass
+
+        async def files():
+            with open(sys.argv[2], "w+b") as file:
+                file.write(LONG)
+                file.flush()
+                async with await trio.open_file(sys.argv[2], "rb", 0) as opened:
+                    for number in range(1, 21):
+                        lib.tf_arm(lib.TF_AGAIN, 1, 1, number % 4)
+                        for start, length in ((7, number), (7 + number, 2 * number)):
+                            if sys.argv[1] == "read_at":
+                                found = await trio_uring.read_at(file, length, start)
+                                assert found == LONG[start : start + length], (number, start, length, found)
+                            elif sys.argv[1] == "write_at":
+                                assert await trio_uring.write_at(file, LONG[:length], 0) == length
+                            else:
+                                assert len(await opened.read(length)) == length
+
+        async def main():
+            await trio.testing.wait_all_tasks_blocked()
+            if sys.argv[1].startswith("rec"):
+                await receives()
+            elif sys.argv[1].startswith("send"):
+                await sends()
+            else:
+                await files()
+            assert len(logged) >= 19, logged
+            assert all("is not in flight, has been ignored" in each for each in logged), logged
+        """,
+        call,
+        str(tmp_path / "file"),
+    )
+
+
 def test_f13_completions_that_come_twice_are_counted_once_however_many() -> None:
     """F13, F8: with hundreds in flight the books stay those of the entries; nothing is freed for a completion too many."""
     on_ring("""

@@ -40,7 +40,17 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, FIRST_USER_DATA, BufferRing, HasFileno, Ring, tu_ready
-from .operation import GLOBAL_RUN_CONTEXT, Operation, Poll, SocketTransfer, busy, schedule_point
+from .operation import (
+    GLOBAL_RUN_CONTEXT,
+    LAST_USER_DATA,
+    NUMBER,
+    ONE_USE,
+    Operation,
+    Poll,
+    SocketTransfer,
+    busy,
+    schedule_point,
+)
 from .options import UringBackend
 
 if TYPE_CHECKING:
@@ -80,7 +90,7 @@ def _discard(operations: dict[int, Any], handed_out: list[Events], events: Event
     handed_out[0] = _NOTHING
     each = iter(events)
     for user_data, result, flags in zip(each, each, each, strict=True):
-        operation = operations.get(user_data)
+        operation = operations.get(user_data & NUMBER)
         if operation is not None:
             operation.discard(result, flags)
 
@@ -134,7 +144,8 @@ class UringIOManager:
             make_ring = backend.group._make_ring if backend.group is not None else Ring
         self.ring: Ring = make_ring(backend.sq_entries, backend.cq_entries)
         self.polled = self.ring.polled
-        # user_data -> Poll or Operation: what a completion may name, and whose memory the kernel may still touch.
+        # user_data without the count of uses -> Poll or Operation: what a completion may name, and whose memory the kernel may
+        # still touch.
         self.operations: dict[int, Any] = {}
         self.ring.keep = self.operations
         self.ring.spin(backend.spin * 1000)
@@ -299,7 +310,7 @@ class UringIOManager:
         each = iter(events)
         for user_data, result, flags in zip(each, each, each, strict=True):
             try:
-                operation = operations[user_data]
+                operation = operations[user_data & NUMBER]
             except KeyError:  # STRAY_DATA, and whose it claims to be
                 _log.warning("io_uring: a completion of entry %d, which is not in flight, has been ignored", result)
                 continue
@@ -314,6 +325,7 @@ class UringIOManager:
                     start = (flags >> CQE_BUFFER_SHIFT) * BUFFER_SIZE
                     operation.data = memory[start : start + result]
                 operation.result = result
+                operation.user_data = operation.user_data + ONE_USE & LAST_USER_DATA
                 task = operation.task
                 operation.task = operation.keep = None
                 del operation.waiters[operation.fd]  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from trio.lowlevel import Task
 
 from .._ring.ring import ffi, lib
 from .manager import UringIOManager
-from .operation import GLOBAL_RUN_CONTEXT, Operation
+from .operation import GLOBAL_RUN_CONTEXT, LAST_USER_DATA, ONE_USE, Operation
 
 tu_rw = lib.tu_rw
 
@@ -37,6 +37,7 @@ class Transfer(Operation):
         if task is not None and result >= 0 and self.raise_cancel is None:
             # Operation.complete, flattened; and it stays in the books.
             self.result = result
+            self.user_data = self.user_data + ONE_USE & LAST_USER_DATA
             self.task = None
             self.keep = None
             others = self.manager.concurrent
@@ -47,8 +48,6 @@ class Transfer(Operation):
                 same_fd.discard(self)
             self.fd = -1
             return task
-        if self.fd < 0:
-            return None  # at rest: not its completion
         return Operation.complete(self, result, flags)
 
     def _cancelled_with_another(self) -> bool:

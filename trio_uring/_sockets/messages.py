@@ -47,7 +47,7 @@ from .._loop.calls import (
     trying,
 )
 from .._loop.manager import BUFFER_GROUP, BUFFER_SIZE, UringIOManager
-from .._loop.operation import GLOBAL_RUN_CONTEXT, Operation
+from .._loop.operation import GLOBAL_RUN_CONTEXT, LAST_USER_DATA, ONE_USE, Operation
 from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, IOSQE_BUFFER_SELECT, OP_RECVMSG, OP_SENDMSG, ffi, lib
 from . import sockaddr
 from .sockets import FAMILIES, dontwait_flag, family_of
@@ -174,12 +174,11 @@ class Message(Operation):
     def complete(self, result: int, flags: int) -> Task | None:
         """The completion has been reaped: the buffers are the caller's to resize again."""
         task = self.task
-        if task is None and not self.cancelling:
-            return None  # at rest: not its completion
         self.keep = None
         if self.free is not None and result >= 0 and task is not None and self.raise_cancel is None:
             # Operation.complete, flattened; and it stays in the books.
             self.result = result
+            self.user_data = self.user_data + ONE_USE & LAST_USER_DATA
             self.task = None
             del self.waiters[self.fd]  # type: ignore[union-attr]
             return task
