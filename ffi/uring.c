@@ -1058,8 +1058,9 @@ static int64_t recancel(tu_ring *r)
  *
  * Under DEFER_TASKRUN the ring's own descriptor is no good for that: poll(2) on it reports pending work, but work that
  * arrives while the poller sleeps does not wake it (measured on 6.18: io_req_local_work_add signals the registered
- * eventfd and nothing else). So the sleeper waits for an eventfd registered with IORING_REGISTER_EVENTFD. Only the
- * owner may register it, hence the first sleeper is sent back at once, and runs that never sleep elsewhere do not pay.
+ * eventfd and nothing else); poll(2) tells of it when its timeout is over and it looks once more. So the sleeper waits
+ * for an eventfd registered with IORING_REGISTER_EVENTFD. Only the owner may register it, hence the first sleeper is
+ * sent back at once, and runs that never sleep elsewhere do not pay.
  *
  * The sleeper empties the eventfd and then looks for work. The kernel publishes work first and signals second, so a
  * signal that was emptied away had its work visible, and a later one ends the poll. */

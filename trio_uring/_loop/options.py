@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from .._ring.group import RingGroup
@@ -177,13 +177,16 @@ _IN_TEXT: Final[dict[str, tuple[str, str, Callable[[str], object]]]] = {
 }
 
 
-class Choice(NamedTuple):
+class Choice:
     """What a run shall use: `ring` is None for Trio's own backend; `required` is False where that may stand
     in.
     """
 
-    ring: UringBackend | None
-    required: bool
+    __slots__ = ("required", "ring")
+
+    def __init__(self, ring: UringBackend | None, required: bool) -> None:
+        self.ring = ring
+        self.required = required
 
 
 def resolve(io_backend: object, environ: Mapping[str, str] = os.environ) -> Choice:
