@@ -42,9 +42,6 @@ import trio
 from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, FIRST_USER_DATA, BufferRing, HasFileno, Ring, tu_ready
 from .operation import (
     GLOBAL_RUN_CONTEXT,
-    LAST_USER_DATA,
-    NUMBER,
-    ONE_USE,
     Operation,
     Poll,
     SocketTransfer,
@@ -90,7 +87,7 @@ def _discard(operations: dict[int, Any], handed_out: list[Events], events: Event
     handed_out[0] = _NOTHING
     each = iter(events)
     for user_data, result, flags in zip(each, each, each, strict=True):
-        operation = operations.get(user_data & NUMBER)
+        operation = operations.get(user_data)
         if operation is not None:
             operation.discard(result, flags)
 
@@ -144,8 +141,7 @@ class UringIOManager:
             make_ring = backend.group._make_ring if backend.group is not None else Ring
         self.ring: Ring = make_ring(backend.sq_entries, backend.cq_entries)
         self.polled = self.ring.polled
-        # user_data without the count of uses -> Poll or Operation: what a completion may name, and whose memory the kernel may
-        # still touch.
+        # user_data -> Poll or Operation: what a completion may name, and whose memory the kernel may still touch.
         self.operations: dict[int, Any] = {}
         self.ring.keep = self.operations
         self.ring.spin(backend.spin * 1000)
@@ -310,7 +306,7 @@ class UringIOManager:
         each = iter(events)
         for user_data, result, flags in zip(each, each, each, strict=True):
             try:
-                operation = operations[user_data & NUMBER]
+                operation = operations[user_data]
             except KeyError:  # STRAY_DATA, and whose it claims to be
                 _log.warning("io_uring: a completion of entry %d, which is not in flight, has been ignored", result)
                 continue
@@ -320,12 +316,12 @@ class UringIOManager:
                 and operation.raise_cancel is None
                 and operation.task is not None
             ):
-                # SocketTransfer.complete and BufferRing.take flattened; and it stays in the books (benchmarks, echo_stream_1k).
+                # SocketTransfer.complete and BufferRing.take flattened (benchmarks, echo_stream_1k).
                 if flags & CQE_F_BUFFER:
                     start = (flags >> CQE_BUFFER_SHIFT) * BUFFER_SIZE
                     operation.data = memory[start : start + result]
                 operation.result = result
-                operation.user_data = operation.user_data + ONE_USE & LAST_USER_DATA
+                del operations[user_data]
                 task = operation.task
                 operation.task = operation.keep = None
                 del operation.waiters[operation.fd]  # type: ignore[union-attr]

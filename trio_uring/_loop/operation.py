@@ -8,9 +8,8 @@ Theory of operation
 The kernel owns the memory of an entry from the moment it is queued until its last completion is reaped, whatever
 happens to the task meanwhile. So the manager, not the task, holds the operation: `manager.operations` maps the entry's
 user_data to it, and only `complete` takes it out. user_data is a counter that never goes back, so a completion names
-one operation for ever, and one that names none is stale and dropped. Operations that are used again keep their place in
-`operations`, as long as no cancel was ever queued for them, and count their uses in the upper bits of user_data (`ONE_USE`): a
-completion still names one entry only, and neither a second one of an earlier use nor a cancel can hit a later one (F13).
+one operation for ever, and one that names none is stale and dropped. Operations that are used again are out of the books between
+two uses and have another user_data in each: neither a second completion of an earlier use nor a cancel can hit a later one (F13).
 
 The completion of the entry decides, never the cancel's (invariant 1). A cancel is a wish: it is queued behind its
 target in the same queue, so it cannot overtake it, and its own result is ignored.
@@ -78,12 +77,6 @@ GLOBAL_RUN_CONTEXT: Any = _run.GLOBAL_RUN_CONTEXT
 
 # ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK: internal to the kernel, seen from io-wq (F15).
 INTERRUPTED: Final = frozenset((-errno.ECANCELED, -errno.EINTR, -512, -513, -514, -516))
-
-# An operation that is used again has the number of its first use in the books. The bits of user_data above it count its uses: a
-# completion that comes once more, when the operation has been queued again, names no entry that is in flight (F13).
-NUMBER: Final = (1 << 48) - 1
-ONE_USE: Final = 1 << 48
-LAST_USER_DATA: Final = (1 << 62) - 1
 
 # What epoll(7) reports whether it was asked or not, and therefore wakes both directions.
 ALWAYS_REPORTED: Final = select.POLLERR | select.POLLHUP
@@ -448,7 +441,7 @@ class Operation:
             self.manager.ring.cancel(self.user_data)
         else:
             self._withdraw()
-            self.manager.operations.pop(self.user_data & NUMBER, None)
+            self.manager.operations.pop(self.user_data, None)
 
     def _withdraw(self) -> None:
         """Out of the books, as it has not been queued."""
@@ -480,7 +473,7 @@ class Operation:
 
     def _cancelled_with_another(self) -> bool:
         """Whether a close of another descriptor of the same file may have cancelled it."""
-        return self.user_data & NUMBER <= self.manager.last_descriptor_cancel
+        return self.user_data <= self.manager.last_descriptor_cancel
 
     def error(self, result: int) -> OSError:
         """The exception for a negative result."""
@@ -519,7 +512,7 @@ class Operation:
         """
         self.result = result
         self.flags = flags
-        del self.manager.operations[self.user_data & NUMBER]
+        del self.manager.operations[self.user_data]
         if self.cancelling:
             self.cancelling = False
             self.manager.forget(self, self.manager.cancelling)
@@ -581,8 +574,6 @@ class SocketTransfer(Operation):
         self.ring = manager.ring.address
         self.data: bytes | None = None
         self.size = 0
-        self.user_data = manager.next_user_data()
-        manager.operations[self.user_data] = self
 
     def _without_effect(self, result: int) -> bool:
         # No provided buffer was free, which the kernel asks for before it looks for data.

@@ -12,7 +12,7 @@ from trio.lowlevel import Task
 
 from .._ring.ring import ffi, lib
 from .manager import UringIOManager
-from .operation import GLOBAL_RUN_CONTEXT, LAST_USER_DATA, ONE_USE, Operation
+from .operation import GLOBAL_RUN_CONTEXT, Operation
 
 tu_rw = lib.tu_rw
 
@@ -28,16 +28,14 @@ class Transfer(Operation):
     def __init__(self, manager: UringIOManager) -> None:
         super().__init__(manager, -1, None, None)
         self.ring = manager.ring.address
-        self.user_data = manager.next_user_data()
-        manager.operations[self.user_data] = self
 
     def complete(self, result: int, flags: int) -> Task | None:
         """The completion has been reaped: the memory is the caller's again."""
         task = self.task
         if task is not None and result >= 0 and self.raise_cancel is None:
-            # Operation.complete, flattened; and it stays in the books.
+            # Operation.complete, flattened.
+            del self.manager.operations[self.user_data]
             self.result = result
-            self.user_data = self.user_data + ONE_USE & LAST_USER_DATA
             self.task = None
             self.keep = None
             others = self.manager.concurrent
@@ -51,7 +49,7 @@ class Transfer(Operation):
         return Operation.complete(self, result, flags)
 
     def _cancelled_with_another(self) -> bool:
-        """Nobody knows, as its user_data is used again; but by a thread it can be done whoever cancelled it."""
+        """That makes no difference: by a thread it can be done whoever cancelled it."""
         return False
 
 
@@ -60,7 +58,10 @@ def enter(transfer: Transfer, fd: int, keep: object, task: Task) -> None:
     transfer.fd = fd
     transfer.keep = keep
     transfer.task = task
-    others = transfer.manager.concurrent
+    manager = transfer.manager
+    transfer.user_data = user_data = manager.next_user_data()
+    manager.operations[user_data] = transfer
+    others = manager.concurrent
     if fd in others:
         others[fd].add(transfer)
     else:

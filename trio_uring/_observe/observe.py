@@ -313,16 +313,9 @@ def _counters(ring: _ring.Ring) -> dict[str, int]:
     return {name: getattr(counters, name) for name in _COUNTERS}
 
 
-def _in_flight(manager: UringIOManager) -> Iterator[Any]:
-    """The operations in the books less those that are at rest there, to be used again."""
-    for operation in list(manager.operations.values()):
-        if (
-            operation.task is not None
-            or isinstance(operation, Poll)
-            or operation.cancelling
-            or (operation.waiters is None and operation.keep is not None)
-        ):
-            yield operation
+def _in_flight(manager: UringIOManager) -> list[Any]:
+    """The operations in the books."""
+    return list(manager.operations.values())
 
 
 def _frames(task: Any) -> list[tuple[Any, int]]:

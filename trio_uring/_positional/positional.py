@@ -265,6 +265,7 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
                 raise
             if other:
                 transfer._withdraw()
+                del manager.operations[transfer.user_data]
                 transfer.fd = -1
                 transfers.append(transfer)
             else:

@@ -47,7 +47,7 @@ from .._loop.calls import (
     trying,
 )
 from .._loop.manager import BUFFER_GROUP, BUFFER_SIZE, UringIOManager
-from .._loop.operation import GLOBAL_RUN_CONTEXT, LAST_USER_DATA, ONE_USE, Operation
+from .._loop.operation import GLOBAL_RUN_CONTEXT, Operation
 from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, IOSQE_BUFFER_SELECT, OP_RECVMSG, OP_SENDMSG, ffi, lib
 from . import sockaddr
 from .sockets import FAMILIES, dontwait_flag, family_of
@@ -117,8 +117,6 @@ class Message(Operation):
         self.block = new_uninitialized("char[]", self.iovecs_at + buffers * _IOVEC.size)
         self.block_at = address_of(self.block)
         self.view = ffi.buffer(self.block)
-        self.user_data = manager.next_user_data()
-        manager.operations[self.user_data] = self
 
     def describe(self, name: int, buffers: Iterable[tuple[int, int]]) -> None:
         """Fill in the header and the iovecs.
@@ -158,6 +156,9 @@ class Message(Operation):
         self.fd = fd
         self.task = GLOBAL_RUN_CONTEXT.task
         self.waiters[fd] = self  # type: ignore[index]
+        manager = self.manager
+        self.user_data = user_data = manager.next_user_data()
+        manager.operations[user_data] = self
         try:
             rc = tu_queue(self.ring, opcode, fd, self.block, 1, 0, msg_flags, self.user_data, flags, 0, group, 0)
         except BaseException:
@@ -176,9 +177,9 @@ class Message(Operation):
         task = self.task
         self.keep = None
         if self.free is not None and result >= 0 and task is not None and self.raise_cancel is None:
-            # Operation.complete, flattened; and it stays in the books.
+            # Operation.complete, flattened.
+            del self.manager.operations[self.user_data]
             self.result = result
-            self.user_data = self.user_data + ONE_USE & LAST_USER_DATA
             self.task = None
             del self.waiters[self.fd]  # type: ignore[union-attr]
             return task

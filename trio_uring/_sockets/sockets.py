@@ -116,8 +116,10 @@ def begin_receive(sock: stdlib_socket.socket, most: int, tried: bool = False) ->
     receive.fd = fd
     receive.task = task
     readers[fd] = receive
+    manager.last_user_data = receive.user_data = user_data = manager.last_user_data + 1
+    manager.operations[user_data] = receive
     try:
-        rc = tu_recv(receive.ring, fd, most, receive.user_data)
+        rc = tu_recv(receive.ring, fd, most, user_data)
     except BaseException:
         receive.unwind()
         raise
@@ -168,8 +170,10 @@ def begin_send(
     send.fd = fd
     send.task = task
     writers[fd] = send
+    manager.last_user_data = send.user_data = user_data = manager.last_user_data + 1
+    manager.operations[user_data] = send
     try:
-        rc = tu_send(send.ring, fd, address, left if left < MAX_RW_COUNT else MAX_RW_COUNT, msg_flags, send.user_data)
+        rc = tu_send(send.ring, fd, address, left if left < MAX_RW_COUNT else MAX_RW_COUNT, msg_flags, user_data)
         if manager.lone_completion:
             # The peer need not wait until Trio's tick has ended. No more system calls than otherwise: the completion is there
             # by the next wait, which then does not enter the kernel (benchmarks, latency).
