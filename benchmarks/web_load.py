@@ -1,4 +1,4 @@
-"""The load of a web server: wrk, or over HTTP/2 h2load, fetches one page over and over. Started by the harness, in place of load.c.
+"""The load of a web server: wrk, or h2load over HTTP/2, fetches one page over and over. Started by the harness instead of load.c.
 
 Knows their command lines and what they print, and the messages of load.c, which it speaks. CPU time is that of the whole server
 process, its threads and the kernel's workers for it included (clock_getcpuclockid(3)).
@@ -81,8 +81,8 @@ def _by_wrk(options: argparse.Namespace, seconds: float) -> Told:
 def _by_h2load(options: argparse.Namespace, seconds: float) -> Told:
     """As many requests as the server answers in that time, found out with a few.
 
-    Not until the time is over: h2load would leave in the middle of answers, and Hypercorn 0.18 then ends with an error of its own,
-    on epoll too ("another task is currently sending data").
+    Not until the time is over: h2load would leave in the middle of answers, and Hypercorn 0.18 then ends with an error of its
+    own, on epoll too ("another task is currently sending data").
     """
     few = 2 * options.connections * options.streams
     began = time.perf_counter()
