@@ -1,5 +1,6 @@
 /*
- * Batches: many reads of one descriptor, started, continued and reaped here, with one completion for the caller.
+ * Batches: many reads, of one descriptor or of the beginnings of many, started, continued and reaped here, with one completion
+ * for the caller.
  *
  * Part of the shim: uring.c includes this file after its queue and before its waits. It knows the queues and the kernel;
  * it knows nothing of who waits for a batch, nor of Python's objects but through TU_DELIVER: memory comes as addresses,
@@ -38,6 +39,7 @@ struct tu_batch {
     uint64_t skip; /* added to each address */
     const uint64_t *offsets, *addresses;
     const uint32_t *lengths;
+    const int32_t *fds; /* NULL, or that of each item, whose offset is then 0 */
     char *bounce; /* NULL, or pieces of bounce_size bytes that are read into first */
     size_t bounce_size;
     uint64_t blocks;  /* where they are delivered to */
@@ -115,6 +117,7 @@ static void batch_queue(tu_ring *r, unsigned place, struct io_uring_sqe *sqe)
 {
     tu_batch *b = r->batches[place];
     unsigned slot = b->again_len ? b->again[--b->again_len] : b->idle[--b->idle_len], item, done;
+    uint64_t offset;
 
     if (!b->slots[slot].again) {
         b->slots[slot].item = b->next++;
@@ -124,7 +127,8 @@ static void batch_queue(tu_ring *r, unsigned place, struct io_uring_sqe *sqe)
     b->slots[slot].busy = 1;
     item = b->slots[slot].item;
     done = (unsigned)b->results[item];
-    io_uring_prep_rw(IORING_OP_READ, sqe, b->fd, target(b, slot), b->lengths[item] - done, b->offsets[item] + done);
+    offset = b->fds ? done : b->offsets[item] + done;
+    io_uring_prep_rw(IORING_OP_READ, sqe, b->fds ? b->fds[item] : b->fd, target(b, slot), b->lengths[item] - done, offset);
     sqe->flags = b->slots[slot].stubborn || b->elsewhere ? IOSQE_ASYNC : 0;
     sqe->user_data = slot_data(r, place, slot);
     b->inflight++;
@@ -259,7 +263,9 @@ static void batch_note(tu_ring *r, uint64_t user_data, int res)
     b->inflight--;
     done = (unsigned)b->results[b->slots[slot].item];
     length = b->lengths[b->slots[slot].item];
-    if (res > 0 && done + (unsigned)res < length) {
+    if (res > 0 && b->fds && done + (unsigned)res == length - 1) {
+        item_ends(b, slot, (int32_t)length - 1); /* a whole file, that has the size that was expected */
+    } else if (res > 0 && done + (unsigned)res < length) {
         b->results[b->slots[slot].item] = (int32_t)(done + (unsigned)res);
         ends = 0;
     } else if (res > 0) {
@@ -328,9 +334,9 @@ static int new_place(tu_ring *r)
     return (int)r->batch_live;
 }
 
-int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *lengths, const uint64_t *addresses,
-                  uint64_t skip, int32_t *results, unsigned count, unsigned window, char *bounce, uint64_t bounce_size,
-                  uint64_t blocks, uint64_t user_data)
+static int batch_start(tu_ring *r, int fd, const int32_t *fds, const uint64_t *offsets, const uint32_t *lengths,
+                       const uint64_t *addresses, uint64_t skip, int32_t *results, unsigned count, unsigned window, char *bounce,
+                       uint64_t bounce_size, uint64_t blocks, uint64_t user_data)
 {
     struct io_uring_sqe *sqe;
     tu_batch *b;
@@ -371,9 +377,12 @@ int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *l
     b->blocks = blocks;
     b->results = results;
     b->fd = fd;
-    b->direct = bounce || (fcntl(fd, F_GETFL) & O_DIRECT);
-    rc = tu_file(fd);
-    b->elsewhere = rc > 0 && rc & TU_ELSEWHERE;
+    b->fds = fds;
+    if (!fds) {
+        b->direct = bounce || (fcntl(fd, F_GETFL) & O_DIRECT);
+        rc = tu_file(fd);
+        b->elsewhere = rc > 0 && rc & TU_ELSEWHERE;
+    }
     b->count = count;
     b->tag = r->batch_tag++;
     while (b->idle_len < b->places) {
@@ -392,6 +401,20 @@ int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *l
     if (r->away && flush(r, 0, 0) < 0)
         tu_wake(r);
     return 0;
+}
+
+int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *lengths, const uint64_t *addresses,
+                  uint64_t skip, int32_t *results, unsigned count, unsigned window, char *bounce, uint64_t bounce_size,
+                  uint64_t blocks, uint64_t user_data)
+{
+    return batch_start(r, fd, NULL, offsets, lengths, addresses, skip, results, count, window, bounce, bounce_size, blocks,
+                       user_data);
+}
+
+int tu_batch_read_files(tu_ring *r, const int32_t *fds, const uint32_t *lengths, const uint64_t *addresses, uint64_t skip,
+                        int32_t *results, unsigned count, unsigned window, uint64_t user_data)
+{
+    return batch_start(r, -1, fds, NULL, lengths, addresses, skip, results, count, window, NULL, 0, 0, user_data);
 }
 
 static void batch_abort(tu_ring *r, tu_batch *b)

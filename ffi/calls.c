@@ -227,6 +227,7 @@ static PyObject *call_pairs(PyObject *module, PyObject *const *args, Py_ssize_t 
 }
 
 #include "pool_calls.c"
+#include "whole_files.c"
 
 static PyMethodDef calls[] = {
     {"tu_recv", (PyCFunction)(void (*)(void))call_recv, METH_FASTCALL, NULL},
@@ -237,6 +238,7 @@ static PyMethodDef calls[] = {
     {"tu_owner_back", (PyCFunction)(void (*)(void))call_owner_back, METH_FASTCALL, NULL},
     {"tu_ready", (PyCFunction)(void (*)(void))call_ready, METH_FASTCALL, NULL},
     {"tu_pairs", (PyCFunction)(void (*)(void))call_pairs, METH_FASTCALL, NULL},
+    {"tu_read_files", (PyCFunction)(void (*)(void))call_read_files, METH_FASTCALL, NULL},
     {"tu_pool_read", (PyCFunction)(void (*)(void))call_pool_read, METH_FASTCALL, NULL},
     {"tu_pool_buffers", (PyCFunction)(void (*)(void))call_pool_buffers, METH_FASTCALL, NULL},
     {"tu_pool_add", (PyCFunction)(void (*)(void))call_pool_add, METH_FASTCALL, NULL},

@@ -95,6 +95,10 @@ int tu_idle(tu_ring *r); /* nothing of the owner's nor of the shim's own is in f
 int tu_batch_read(tu_ring *r, int fd, const uint64_t *offsets, const uint32_t *lengths, const uint64_t *addresses,
                   uint64_t skip, int32_t *results, unsigned count, unsigned window, char *bounce, uint64_t bounce_size,
                   uint64_t blocks, uint64_t user_data);
+/* The same of many files, each from its beginning on: regular ones, of file systems that ask nobody, opened without O_DIRECT. With a
+ * length of one byte more than the file has, one read tells that this is all. */
+int tu_batch_read_files(tu_ring *r, const int32_t *fds, const uint32_t *lengths, const uint64_t *addresses, uint64_t skip,
+                        int32_t *results, unsigned count, unsigned window, uint64_t user_data);
 
 /* System calls without a ring, for any thread (files.c). tu_file() tells what a positional transfer has to know of a descriptor:
  * TU_DIRECT (O_DIRECT is set) and TU_ELSEWHERE (a regular file whose file system may have to ask somebody), -ESPIPE where it has

@@ -28,6 +28,7 @@ from ._entry import after_trio
 
 if TYPE_CHECKING:
     from ._entry.seams import run, start_guest_run
+    from ._files.whole_files import read_files
     from ._groups.shards import RemoteTraceback, Shard, ShardDiedError, run_shards, shards
     from ._loop.options import UringBackend
     from ._loop.statistics import UringStatistics
@@ -78,6 +79,7 @@ __all__ = [
     "fdatasync",
     "fsync",
     "read_at",
+    "read_files",
     "read_many",
     "readinto_at",
     "readinto_many",
@@ -119,6 +121,7 @@ _HOMES = {
     "fdatasync": "_positional.positional",
     "fsync": "_positional.positional",
     "read_at": "_positional.positional",
+    "read_files": "_files.whole_files",
     "read_many": "_positional.batches",
     "readinto_at": "_positional.positional",
     "readinto_many": "_positional.batches",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import trio
 from typing_extensions import assert_type
@@ -32,6 +33,13 @@ async def positional(path: str) -> None:
         facts: trio_uring.StatxResult = await trio_uring.statx(path, follow_symlinks=False)
         assert_type(facts.size, int)
         assert_type(facts.dio_offset_align, "int | None")
+
+
+async def whole(paths: list[Path]) -> None:
+    for contents in await trio_uring.read_files(["a", b"b", *paths, trio.Path("c")], limit=8):
+        if isinstance(contents, OSError):
+            raise contents
+        assert_type(contents, bytes)
 
 
 async def between(stream: trio.SocketStream, path: str) -> None:

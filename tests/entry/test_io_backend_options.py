@@ -168,6 +168,7 @@ def test_the_public_names() -> None:
         "fdatasync",
         "fsync",
         "read_at",
+        "read_files",
         "read_many",
         "readinto_at",
         "readinto_many",

@@ -92,6 +92,7 @@ async def files(directory: Path) -> None:
         await told("writev_at", lambda: trio_uring.writev_at(file, [b"v", b"ector"], 200))
         await told("read_at", lambda: trio_uring.read_at(file, 8, 99))
         await told("read_many", lambda: trio_uring.read_many(file, [(0, 3), (100, 2)]))
+        await told("read_files", lambda: whole([path, directory / "none", "/proc/self/comm"]))
         await told("fsync", lambda: trio_uring.fsync(file))
         await told("fallocate", lambda: trio_uring.fallocate(file, 0, 4096))
         TOLD["statx"] = (await trio_uring.statx(file)).size
@@ -118,6 +119,11 @@ async def files(directory: Path) -> None:
     await told("open locked", functools.partial(trio.open_file, locked / "file"))
     await told("stat locked", lambda: trio.Path(locked, "file").stat())
     TOLD["names"] = sorted(os.listdir(directory))
+
+
+async def whole(paths: list[Any]) -> list[Any]:
+    found = await trio_uring.read_files(paths)
+    return [len(data) if isinstance(data, bytes) else [data.errno, data.filename] for data in found]
 
 
 async def size_of(path: trio.Path) -> int:

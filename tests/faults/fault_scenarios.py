@@ -157,6 +157,24 @@ async def files() -> None:
         assert (await path.stat()).st_size == len(MESSAGE)
 
 
+async def whole_files() -> None:
+    """Small and large ones, by each of the ways of `read_files`."""
+    with tempfile.TemporaryDirectory() as directory:
+        contents = [MESSAGE[: 70 * i] for i in range(6)] + [MESSAGE * 4, MESSAGE]
+        paths = [os.path.join(directory, str(i)) for i in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
+            with open(path, "wb") as file:  # noqa: ASYNC230 - nobody else is there
+                file.write(content)
+        found = await trio_uring.read_files([*paths, "/proc/version", *paths], limit=3)
+        read = []
+        for result in found:
+            if isinstance(result, OSError):
+                raise result
+            read.append(result)
+        assert read[: len(paths)] == read[-len(paths) :] == contents
+        assert b"Linux" in read[len(paths)]
+
+
 async def wakeups() -> None:
     """Other threads end the sleep of the loop."""
     for _ in range(3):
@@ -237,6 +255,8 @@ ALL: dict[str, Scenario] = {
     "closes": _run(closes, "uring"),
     "wakeups": _run(wakeups, "uring"),
     "files": _run(files, "uring"),
+    "whole_files": _run(whole_files, "uring"),
+    "whole_files-small": _run(whole_files, UringBackend(sq_entries=2, cq_entries=4, speculate=False)),
     "guest": guest,
 }
 

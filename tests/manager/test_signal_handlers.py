@@ -22,6 +22,7 @@ import trio
 from manager_tools import Backend, blocked, manager, run, socket_pair
 
 import trio_uring
+from trio_uring._files import whole_files as _whole_files
 from trio_uring._positional import batches as _batches
 from trio_uring._positional import positional as _positional
 from trio_uring._ring.ring import Ring
@@ -38,6 +39,7 @@ QUEUEING = [
     (_positional, "tu_rw"),
     (_positional, "tu_read"),
     (_batches, "tu_batch_read"),
+    (_whole_files, "tu_batch_read_files"),
 ]
 
 
@@ -217,6 +219,7 @@ def test_files(pure_ring: Backend, handler: Handler, tmp_path: Path) -> None:
                 lambda: trio_uring.read_many(file, [(0, 8)] * 30),
                 lambda: trio_uring.readinto_many(file, [(0, memory)]),
                 lambda: trio_uring.fsync(file),
+                lambda: trio_uring.read_files([path, path]),
                 trio.Path(path).stat,
                 trio.Path(path).read_bytes,
                 partial(trio.open_file, path),

@@ -421,12 +421,14 @@ async def _transfer(
     return await Operation(manager, fd, memory, None).perform(opcode, memory + skip, size, offset, 0, aside)
 
 
-async def _to_the_end(manager: UringIOManager, fd: int, pieces: list[bytes], position: int | None) -> bytes:
+async def _to_the_end(
+    manager: UringIOManager, fd: int, pieces: list[bytes], position: int | None, elsewhere: bool = False
+) -> bytes:
     """These pieces and what follows, until read(2) answers nothing; from `position` on, where there are positions."""
     memory = new_uninitialized("char[]", SMALL)
     while True:
         offset = CURRENT_POSITION if position is None else position
-        size = await _transfer(manager, OP_READ, fd, memory, SMALL, offset=offset)
+        size = await _transfer(manager, OP_READ, fd, memory, SMALL, offset=offset, elsewhere=elsewhere)
         if not size:
             return b"".join(pieces)
         pieces.append(ffi.buffer(memory, size)[:])

@@ -1174,6 +1174,14 @@ OPERATIONS: Final[list[Operation]] = [
         ),
     ),
     _file(
+        "read_files",
+        lambda b: PathCall(
+            b,
+            lambda p: trio_uring.read_files([p, p.with_name("directory"), p.with_name("none"), p], limit=2),
+            lambda r: r[0] == r[3] == OnFile.CONTENT and [e.errno for e in r[1:3]] == [errno.EISDIR, errno.ENOENT],
+        ),
+    ),
+    _file(
         "readinto_many",
         lambda b: Positional(
             b,
