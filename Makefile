@@ -114,7 +114,7 @@ kernels: DEBIAN += qemu-system-x86:qemu-system-x86_64 qemu-system-arm:qemu-syste
 kernels: $(VENV)/installed
 	PYTHON=$(BIN)/python tests/kernels.sh
 
-bench: DEBIAN += fio:fio wrk:wrk
+bench: DEBIAN += fio:fio wrk:wrk nghttp2-client:h2load
 
 bench: $(VENV)/installed
 	@$(BIN)/pip install -q uvloop aiofiles aiofile py-asyncfiles trustme "hypercorn[trio]>=0.17" "starlette>=0.40"

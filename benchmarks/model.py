@@ -45,13 +45,15 @@ class Load:
     """What the load generator does: `connections` with one outstanding request of `size` bytes each.
 
     `idle` more connections are opened and held; the case is then measured without them and with them. With `page`, the
-    requests are for that page of a web server, `size` is its size, and wrk makes them.
+    requests are for that page of a web server, `size` is its size, and wrk makes them; with `streams`, h2load, over HTTP/2
+    and so many at once on each connection.
     """
 
     connections: int
     size: int
     idle: int = 0
     page: str = ""
+    streams: int = 0
 
     @property
     def descriptors(self) -> int:

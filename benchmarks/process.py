@@ -249,6 +249,7 @@ class Stagehand:
             port = server.message(_START_SECONDS)["port"]
             if load.page:
                 command = [sys.executable, "-m", "benchmarks.web_load", "--page", load.page]
+                command += ["--streams", str(load.streams)]
             else:
                 command = [str(compiled_load_generator()), "--idle", str(load.idle)]
             command += ["--port", str(port), "--pid", str(server.pid), "--core", str(self._cores.load)]

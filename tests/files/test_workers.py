@@ -272,3 +272,73 @@ def test_f51_the_last_worker_stays_with_the_ring_and_goes_with_it() -> None:
     command = [sys.executable, "-c", textwrap.dedent(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.stdout.split() == ["1", "-1", "True", "0"], done.stderr
+
+
+# ------------------------------------------------------------------ none
+
+WITHOUT_ANY = """
+import errno, os, warnings
+
+import trio
+
+FILE = trio.Path(os.__file__)
+
+
+def workers():
+    names = [open(f"/proc/self/task/{thread}/comm").read() for thread in os.listdir("/proc/self/task")]
+    return [name for name in names if name.startswith("iou-")]
+
+
+# Whether a read that may not wait has it all: tmpfs and overlayfs know no such reads, and a worker does theirs.
+def cached():
+    fd = os.open(FILE, os.O_RDONLY)
+    try:
+        size = os.fstat(fd).st_size
+        os.read(fd, size)
+        return os.preadv(fd, [bytearray(size)], 0, os.RWF_NOWAIT) == size
+    except OSError as error:
+        assert error.errno == errno.EOPNOTSUPP
+        return False
+    finally:
+        os.close(fd)
+
+
+async def main():
+    left, right = trio.socket.socketpair()
+    await left.send(b"x")
+    assert await right.recv(1) == b"x"
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listener.accept)
+        await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+    reader, writer = os.pipe()
+    async with trio.lowlevel.FdStream(writer) as sending, trio.lowlevel.FdStream(reader) as receiving:
+        await sending.send_all(b"x")
+        assert await receiving.receive_some(1) == b"x"
+    await trio.sleep(0.001)
+    if cached():
+        async with await trio.open_file(FILE) as file:
+            text = await file.read()
+        assert (await FILE.read_bytes()).decode() == text
+        assert await FILE.exists()
+    warnings.simplefilter("error", DeprecationWarning)  # what it is from CPython 3.12 on
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    await trio.run_process(["true"])
+    print(trio.lowlevel.current_statistics().io_statistics.backend, *workers())
+
+
+trio.run(main)
+"""
+
+
+def test_f51_no_worker_is_made_where_none_is_needed(tmp_path: Path) -> None:
+    """Sockets, pipes, processes, sleeps, and files that are in the page cache: no thread is made, and os.fork() warns of none."""
+    program = tmp_path / "program.py"
+    program.write_text(WITHOUT_ANY)
+    environment = {**os.environ, "TRIO_IO_BACKEND": "uring"}
+    done = subprocess.run(
+        [sys.executable, program], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert (done.stdout, done.stderr) == ("uring\n", "")
