@@ -104,3 +104,15 @@ def test_a_run_that_sleeps_in_the_ring_tells_what_it_waits_for() -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "there is no process" in done.stderr
     assert not [name for name in os.listdir("/tmp") if name.startswith("trio-uring-dump-")]
+
+
+def test_the_interpreters_own_profiler_sees_a_run_that_sleeps() -> None:
+    """`python -m profiling.sampling attach PID` (CPython 3.15): it reads from outside and needs no turn of the loop."""
+    command = [sys.executable, "-m", "profiling.sampling", "attach", "-d", "1", "--sort", "nsamples"]
+    with asleep("uring") as (pid, _turns):
+        done = subprocess.run([*command, str(pid)], cwd="/", capture_output=True, text=True, timeout=60, check=False)
+    if sys.version_info < (3, 15):
+        assert "No module named" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    assert "Ring.wait" in done.stdout, done.stdout
