@@ -115,6 +115,11 @@ CASES = [
         [MODERN, "built without io_uring"], ["CONFIG_IO_URING=y"],
         id="built-without",
     ),
+    pytest.param(
+        (errno.ENOSYS, "setup"), Facts(release=MODERN, disabled=0, seccomp=0, **USER),
+        [MODERN, "emulator", "qemu-user"], ["this machine's architecture"],
+        id="emulated",
+    ),
     # F33: old kernels know io_uring, but not the flags
     pytest.param(
         (errno.EINVAL, "setup"), Facts(release="5.15.0-91-generic", seccomp=2, disabled=None, **USER),

@@ -289,6 +289,12 @@ def _not_there(failed: str, facts: Facts) -> tuple[str, str]:
         return _old(failed, facts)
     if facts.seccomp == 2:
         return _filter(failed)
+    if facts.disabled is not None:  # a sysctl that comes with io_uring
+        return (
+            f"the kernel, {facts.release}, has io_uring, and something between it and the process has not: an emulator of "
+            f"another processor, such as qemu-user, which containers of another architecture run on ({failed})",
+            "run it on an image of this machine's architecture, or in a virtual machine",
+        )
     return (
         f"the kernel, {facts.release}, is built without io_uring ({failed})",
         "boot a kernel with CONFIG_IO_URING=y, as those of the distributions have it",
