@@ -55,6 +55,21 @@ def asleep(backend: str) -> Iterator[tuple[int, IO[str]]]:
             process.kill()
 
 
+@contextlib.contextmanager
+def stranger() -> Iterator[int]:
+    """A process that sleeps without Trio and the ring; its number."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", "print(flush=True); import time; time.sleep(1000)"],
+        stdout=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"\n"
+            yield process.pid
+        finally:
+            process.kill()
+
+
 def dump(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "trio_uring", "dump", *arguments], cwd="/", capture_output=True, text=True, timeout=60
@@ -99,7 +114,13 @@ def test_a_run_that_sleeps_in_the_ring_tells_what_it_waits_for() -> None:
         assert "recv" in [operation["kind"] for operation in ring["operations"]]
         assert dump(str(pid)).returncode == 0  # it goes on, and can be asked again
     with asleep("epoll") as (pid, _):
-        assert dump(str(pid)).stdout == f"trio-uring dump: process {pid} has had no run on the ring\n"
+        said = dump(str(pid)).stdout
+        assert said.startswith(f"trio-uring dump: process {pid}, ")
+        assert said.endswith("\nno run on the ring\n")
+        assert dump(str(pid), "--json").stdout == "[]\n"
+    with stranger() as pid:
+        assert dump(str(pid)).stdout == f"trio-uring dump: process {pid} has not imported trio_uring\n"
+        assert dump(str(pid), "--json").stdout == "[]\n"
     done = dump(str(gone()))
     assert (done.returncode, done.stdout) == (1, "")
     assert "there is no process" in done.stderr

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import random
 import resource
@@ -284,7 +285,7 @@ def test_a_full_filesystem(tmp_path: Path) -> None:
     async def main() -> None:
         with full_after(65536, tmp_path) as no_space:
             file = await trio.open_file(tmp_path / "file", "wb")
-            assert await outcome(file.write, b"x" * 100_000) == no_space
+            assert await outcome(file.write, b"x" * (io.DEFAULT_BUFFER_SIZE + 100_000)) == no_space
             await file.aclose()
             assert (tmp_path / "file").stat().st_size == 65536
             text = await trio.open_file(tmp_path / "file", "a")
@@ -302,7 +303,8 @@ def test_a_device_that_is_full_is_as_with_the_builtin(mode: str, buffering: int)
     """ENOSPC of /dev/full, which a thread serves."""
     if mode == "w" and not buffering:
         buffering = 1
-    data: Any = "line\n" * 3000 if mode == "w" else b"line\n" * 3000
+    lines = io.DEFAULT_BUFFER_SIZE // 2  # more than the buffer holds
+    data: Any = "line\n" * lines if mode == "w" else b"line\n" * lines
 
     async def main() -> None:
         oracle = builtin("/dev/full", mode, buffering)

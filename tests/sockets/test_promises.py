@@ -1022,6 +1022,11 @@ def test_ctrl_c_in_the_middle_of_loops(ring: Backend, seed: int, monkeypatch: py
             signal.raise_signal(signal.SIGINT)
             after = 10
 
+    @trio.lowlevel.enable_ki_protection
+    def start_to_press(after: float, ended: threading.Event) -> None:
+        # CPython's own locks do not bear a KeyboardInterrupt: Thread.start would end in "release unlocked lock" in its place.
+        threading.Thread(target=press, args=(after, ended)).start()
+
     async def wrap() -> None:
         socks.extend((trio.socket.from_stdlib_socket(a), trio.socket.from_stdlib_socket(b)))
 
@@ -1033,7 +1038,7 @@ def test_ctrl_c_in_the_middle_of_loops(ring: Backend, seed: int, monkeypatch: py
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(sender)
-                threading.Thread(target=press, args=(after, ended)).start()
+                start_to_press(after, ended)
                 while True:
                     got[0] += len(await socks[1].recv(500))
         finally:

@@ -118,7 +118,7 @@ def attach(pid: int, as_json: bool = False, timeout: float = 10.0) -> str:
     try:
         with _directory(pid) as (ours, theirs):
             script = ours / "script.py"
-            nothing = f"trio-uring dump: process {pid} has had no run on the ring\n"
+            nothing = "[]\n" if as_json else f"trio-uring dump: process {pid} has not imported trio_uring\n"
             answer = ours / "answer"
             script.write_text(_SCRIPT.format(as_json=as_json, nothing=nothing, answer=f"{theirs}/answer"))
             script.chmod(0o644)
