@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
+import attrs
 import pytest
 import trio
 from conftest import Backend
@@ -1085,6 +1086,28 @@ def test_statx_agrees_with_stat(backend: Backend, path: Path, tmp_path: Path) ->
         run(backend, main)
     finally:
         os.close(folder)
+
+
+# Of CPython 3.15's os.statx_result, without "stx_"; of times those in nanoseconds, of devices those that are whole.
+NAMES = (
+    "mask blksize attributes nlink uid gid mode ino size blocks attributes_mask atime_ns btime_ns ctime_ns mtime_ns rdev dev mnt_id "
+    "dio_mem_align dio_offset_align"
+)
+
+
+def test_statx_has_the_names_of_the_standard_library(backend: Backend, path: Path) -> None:
+    """os.statx (CPython 3.15): the same names, and the same values."""
+    assert [field.name for field in attrs.fields(trio_uring.StatxResult)] == NAMES.split()
+    found = run(backend, partial(trio_uring.statx, path))
+    if sys.version_info < (3, 15):
+        assert not hasattr(os, "statx")
+        return
+    theirs: Any = os.statx(path, os.STATX_BASIC_STATS | os.STATX_BTIME | os.STATX_MNT_ID | os.STATX_DIOALIGN)
+    known = {name.removeprefix("stx_") for name in dir(theirs) if name.startswith("stx_")}
+    taken = {name for name in known if not name.endswith(("_major", "_minor", "time"))}
+    assert set(NAMES.split()) <= known
+    for name in (taken & set(NAMES.split())) - {"mask"}:  # which tells more where more is asked for
+        assert getattr(found, name) == getattr(theirs, f"stx_{name}"), name
 
 
 def test_fallocate(backend: Backend, fd: int) -> None:
