@@ -1090,8 +1090,8 @@ def test_statx_agrees_with_stat(backend: Backend, path: Path, tmp_path: Path) ->
 
 # Of CPython 3.15's os.statx_result, without "stx_"; of times those in nanoseconds, of devices those that are whole.
 NAMES = (
-    "mask blksize attributes nlink uid gid mode ino size blocks attributes_mask atime_ns btime_ns ctime_ns mtime_ns rdev dev mnt_id "
-    "dio_mem_align dio_offset_align"
+    "mask blksize attributes nlink uid gid mode ino size blocks attributes_mask atime_ns btime_ns ctime_ns mtime_ns rdev dev "
+    "mnt_id dio_mem_align dio_offset_align"
 )
 
 
