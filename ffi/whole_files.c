@@ -65,7 +65,7 @@ static PyObject *contents_at_hand(int fd, off_t size, int is_memory)
         return NULL;
     }
     parts[0].iov_base = PyBytes_AsString(data);
-    if (preadv2(fd, parts, 2, 0, is_memory ? 0 : RWF_NOWAIT) == size)
+    if (read_vector(fd, parts, 2, 0, is_memory ? 0 : RWF_NOWAIT) == size)
         return data;
     Py_DECREF(data);
     return NULL;
@@ -93,7 +93,7 @@ static PyObject *file_at_hand(struct folder *folder, const char *path)
             return PyLong_FromLong(-errno); /* of a name in the cache, on a file system that asks nobody */
         Py_RETURN_NONE;
     }
-    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+    if (file_status(fd, &st) < 0 || !S_ISREG(st.st_mode))
         return Py_BuildValue("(ii)", fd, -1);
     data = st.st_size <= WHOLE_BYTES ? contents_at_hand(fd, st.st_size, folder->is_memory) : NULL;
     if (data) {

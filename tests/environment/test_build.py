@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import importlib
 import runpy
 import subprocess
 import sys
@@ -78,3 +79,21 @@ assert getattr(sys, "_is_gil_enabled", lambda: True)() == before
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd="/", capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# Of glibc after 2.28, the oldest that the wheel serves, or with a version of its own since; or of musl after 1.2.3.
+TOO_NEW = {
+    *("fstat", "fstat64", "stat", "stat64", "lstat", "lstat64", "fstatat", "fstatat64", "statx"),
+    *("preadv2", "preadv64v2", "pwritev2", "pwritev64v2", "renameat2", "gettid", "close_range"),
+    *("dlsym", "dlopen", "pthread_create"),
+}
+
+
+def test_the_shim_calls_nothing_that_is_newer_than_what_the_wheel_serves() -> None:
+    """One such function, and the wheel of `make release` is for later systems (it refuses that, but is not run each time)."""
+    shim = importlib.import_module("trio_uring._ffi").__file__
+    assert shim is not None
+    listed = subprocess.run(["readelf", "-W", "--dyn-syms", shim], capture_output=True, text=True, check=True).stdout
+    wanted = {line.split()[7].partition("@")[0] for line in listed.splitlines() if " UND " in line and line.split()[7:]}
+    assert "syscall" in wanted
+    assert not wanted & TOO_NEW
