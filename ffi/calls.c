@@ -72,6 +72,87 @@ static PyObject *call_read_cached(PyObject *module, PyObject *const *args, Py_ss
     Py_RETURN_NONE;
 }
 
+/* New bytes, those of a file from `at` up to its end, if they are in the page cache and no more than `most`; NULL without an error
+ * set where they are not. */
+static PyObject *cached_from(uint64_t ring, int fd, int64_t at, int64_t most)
+{
+    struct stat st;
+    PyObject *data, *part;
+    int64_t got, size;
+
+    if (at < 0 || fstat(fd, &st) < 0 || (size = st.st_size > at ? st.st_size - at : 0) > most)
+        return NULL;
+    if (!(data = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size)) || !size)
+        return data;
+    got = tu_pread_cached(ring, fd, PyBytes_AsString(data), (uint64_t)size, at);
+    if (got == size)
+        return data;
+    part = got >= 0 ? PyBytes_FromStringAndSize(PyBytes_AsString(data), (Py_ssize_t)got) : NULL; /* it has been cut */
+    Py_DECREF(data);
+    return part;
+}
+
+/* tu_read_rest(ring, fd, most): what read(2) would read from a file's position up to its end, which moves there; None where that is
+ * not in the page cache, or more than `most` bytes. */
+static PyObject *call_read_rest(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    uint64_t ring;
+    int64_t at, most;
+    PyObject *data;
+    int fd;
+
+    (void)module;
+    if (given != 3)
+        return PyErr_Format(PyExc_TypeError, "tu_read_rest() takes ring, fd, most");
+    ring = PyLong_AsUnsignedLongLong(args[0]);
+    fd = (int)PyLong_AsLong(args[1]);
+    most = PyLong_AsLongLong(args[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    at = lseek(fd, 0, SEEK_CUR);
+    data = cached_from(ring, fd, at, most);
+    if (data && (!PyBytes_Size(data) || lseek(fd, at + PyBytes_Size(data), SEEK_SET) >= 0))
+        return data;
+    Py_XDECREF(data);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* tu_read_whole(ring, path, most): all bytes of a regular file that is at hand by its name, as tu_open_cached() has it, and by its
+ * contents. Where only the contents are not, or are none or more than `most` bytes, its descriptor, opened for reading; else
+ * negated EAGAIN. */
+static PyObject *call_read_whole(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    uint64_t ring;
+    int64_t most;
+    PyObject *data;
+    char *path;
+    int fd;
+
+    (void)module;
+    if (given != 3)
+        return PyErr_Format(PyExc_TypeError, "tu_read_whole() takes ring, path, most");
+    ring = PyLong_AsUnsignedLongLong(args[0]);
+    path = PyBytes_AsString(args[1]);
+    most = PyLong_AsLongLong(args[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    fd = open_cached(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return PyLong_FromLong(-EAGAIN);
+    data = cached_from(ring, fd, 0, most);
+    if (data && PyBytes_Size(data)) {
+        close(fd);
+        return data;
+    }
+    Py_XDECREF(data);
+    if (!PyErr_Occurred() && fcntl(fd, F_SETFL, 0) == 0)
+        return PyLong_FromLong(fd);
+    close(fd);
+    return PyErr_Occurred() ? NULL : PyLong_FromLong(-EAGAIN);
+}
+
 /* tu_stat_cached(path, follow, fstat): os.stat(path), with follow False os.lstat(path), without asking a file system that may have to
  * ask somebody, where the cache of names leads to it; with None in place of os.fstat its st_mode's type alone. A negated errno
  * otherwise: ENOENT where that cache knows it, EAGAIN of all else, which the ring can tell. */
@@ -233,6 +314,8 @@ static PyMethodDef calls[] = {
     {"tu_recv", (PyCFunction)(void (*)(void))call_recv, METH_FASTCALL, NULL},
     {"tu_send", (PyCFunction)(void (*)(void))call_send, METH_FASTCALL, NULL},
     {"tu_read_cached", (PyCFunction)(void (*)(void))call_read_cached, METH_FASTCALL, NULL},
+    {"tu_read_rest", (PyCFunction)(void (*)(void))call_read_rest, METH_FASTCALL, NULL},
+    {"tu_read_whole", (PyCFunction)(void (*)(void))call_read_whole, METH_FASTCALL, NULL},
     {"tu_stat_cached", (PyCFunction)(void (*)(void))call_stat_cached, METH_FASTCALL, NULL},
     {"tu_wait_events", (PyCFunction)(void (*)(void))call_wait_events, METH_FASTCALL, NULL},
     {"tu_owner_back", (PyCFunction)(void (*)(void))call_owner_back, METH_FASTCALL, NULL},

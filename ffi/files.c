@@ -22,6 +22,9 @@
 #define SYS_statmount 457
 #endif
 #define TU_STATX_TYPE 1U
+#ifndef SYS_cachestat
+#define SYS_cachestat 451
+#endif
 #define TU_STATX_MNT_ID 0x1000U
 #define TU_STATX_MNT_ID_UNIQUE 0x4000U
 #define TU_RESOLVE_CACHED 0x20
@@ -29,7 +32,8 @@
 #define TU_STATMOUNT_MNT_BASIC 0x2
 #define TU_F_GET_SEALS 1034
 #define KNOWN_MOUNTS 64
-#define FLAG_BITS 2 /* TU_LOCAL and TU_COPIES_UP */
+#define MOST_PAGES 320 /* a mebibyte, and what does not begin with a page */
+#define FLAG_BITS 3 /* TU_LOCAL, TU_COPIES_UP, TU_MEMORY */
 
 /* By f_type of statfs(2), and by name in mountinfo. None has a ->flush operation that waits, and none asks another process or
  * machine, but for an overlay over one that does: see layers_are_local(). */
@@ -44,6 +48,8 @@ static const struct {
     {0xe0f5e1e2, "erofs"},    {0x9660, "iso9660"},
 };
 #define OVERLAY 0x794c7630
+#define TMPFS 0x01021994
+#define RAMFS 0x858458f6
 
 struct tu_mount_request {
     uint32_t size, spare;
@@ -54,7 +60,15 @@ static int local_flags(uint32_t magic, const char *name)
 {
     for (size_t i = 0; i < sizeof local_filesystems / sizeof *local_filesystems; i++)
         if (name ? !strcmp(name, local_filesystems[i].name) : magic == local_filesystems[i].magic)
-            return local_filesystems[i].magic == OVERLAY ? TU_LOCAL | TU_COPIES_UP : TU_LOCAL;
+            switch (local_filesystems[i].magic) {
+            case OVERLAY:
+                return TU_LOCAL | TU_COPIES_UP;
+            case TMPFS:
+            case RAMFS:
+                return TU_LOCAL | TU_MEMORY;
+            default:
+                return TU_LOCAL;
+            }
     return 0;
 }
 
@@ -182,7 +196,7 @@ static int flags_of(int fd)
         flags = flags_by_line(mount);
     }
     if (!flags && S_ISREG(mode) && fcntl(fd, TU_F_GET_SEALS) >= 0)
-        flags = TU_LOCAL;
+        flags = TU_LOCAL | TU_MEMORY;
     return (mode & S_IFMT) | flags;
 }
 
@@ -208,17 +222,24 @@ static int path_flags(const char *path)
     return flags;
 }
 
-int tu_open_cached(const char *path, int flags)
+/* With O_NONBLOCK set, not to wait for the end of a lease. */
+static int open_cached(const char *path, int flags)
 {
     struct {
         uint64_t flags, mode, resolve;
-    } how = {(uint64_t)(unsigned)(flags | O_NONBLOCK), 0, TU_RESOLVE_CACHED}; /* not to wait for the end of a lease */
-    int where = path_flags(path), fd;
+    } how = {(uint64_t)(unsigned)(flags | O_NONBLOCK), 0, TU_RESOLVE_CACHED};
+    int where = path_flags(path);
 
     if (where < 0 || !S_ISREG(where & S_IFMT) || !(where & TU_LOCAL) ||
         (where & TU_COPIES_UP && (flags & O_ACCMODE) != O_RDONLY))
         return -EAGAIN;
-    fd = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+    return (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+}
+
+int tu_open_cached(const char *path, int flags)
+{
+    int fd = open_cached(path, flags);
+
     if (fd >= 0 && fcntl(fd, F_SETFL, flags) < 0) {
         close(fd);
         fd = -1;
@@ -246,6 +267,56 @@ int tu_file(int fd)
     if (flags & O_PATH)
         return -EBADF;
     return (flags & O_DIRECT ? TU_DIRECT : 0) | (where & TU_LOCAL || !S_ISREG(where & S_IFMT) ? 0 : TU_ELSEWHERE);
+}
+
+/* Whether all pages of a range of an overlay's file are in memory. The overlay itself has none of them (cachestat(2) says so): a
+ * mapping leads to the file below. Of a file that is not the caller's mincore(2) says yes without looking. */
+static int overlay_resident(int fd, const struct stat *st, uint64_t length, int64_t offset)
+{
+    unsigned char there[MOST_PAGES];
+    long page = sysconf(_SC_PAGESIZE);
+    int64_t start = offset - offset % page, end = offset + (int64_t)length;
+    size_t size, pages;
+    void *map;
+    int all = 1;
+
+    if (end > st->st_size)
+        end = st->st_size;
+    if (end <= offset)
+        return 1;
+    size = (size_t)(end - start);
+    pages = (size + (size_t)page - 1) / (size_t)page;
+    if (pages > MOST_PAGES || st->st_uid != geteuid())
+        return 0;
+    map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, start);
+    if (map == MAP_FAILED)
+        return 0;
+    if (mincore(map, size, there) < 0)
+        all = 0;
+    for (size_t i = 0; all && i < pages; i++)
+        all = there[i] & 1;
+    munmap(map, size);
+    return all;
+}
+
+/* Whether a read of a range needs no disk, on the file systems that have no RWF_NOWAIT: memory, as far as it has not been swapped out,
+ * and overlays. */
+static int resident(int fd, uint64_t length, int64_t offset)
+{
+    struct {
+        uint64_t offset, length;
+    } range = {(uint64_t)offset, length};
+    struct {
+        uint64_t cached, dirty, writeback, evicted, recently;
+    } pages;
+    struct stat st;
+    int where = flags_of(fd);
+
+    if (where < 0 || !S_ISREG(where & S_IFMT) || !length)
+        return 0;
+    if (where & TU_MEMORY)
+        return syscall(SYS_cachestat, fd, &range, &pages, 0) == 0 && !pages.evicted;
+    return where & TU_COPIES_UP && fstat(fd, &st) == 0 && overlay_resident(fd, &st, length, offset);
 }
 
 int tu_statx(int dirfd, const char *path, int flags, unsigned mask, char *out)

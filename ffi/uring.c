@@ -1560,6 +1560,10 @@ static int64_t pread_nowait(int fd, char *memory, uint64_t length, int64_t offse
     struct iovec part = {memory, length};
     ssize_t got = read_vector(fd, &part, 1, offset, RWF_NOWAIT);
 
+    if (got < 0 && errno == EOPNOTSUPP && resident(fd, length, offset)) {
+        got = read_vector(fd, &part, 1, offset, 0);
+        return got < 0 ? -errno : got;
+    }
     if (got > 0 && (uint64_t)got < length) { /* the end of the file, or of what is cached? */
         part = (struct iovec){memory + got, length - (uint64_t)got};
         if (read_vector(fd, &part, 1, offset + got, RWF_NOWAIT) != 0)

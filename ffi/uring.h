@@ -110,16 +110,18 @@ int tu_file(int fd);
  * ring that may not do it. Of sockets it answers -EAGAIN in place of waiting. */
 int64_t tu_system_call(unsigned opcode, int fd, void *addr, unsigned len, uint64_t off, unsigned op_flags, int file_index);
 /* pread(2) of what is in the page cache, if there is all of it or what there is up to the end of the file: never waits, and never
- * asks another process or machine (RWF_NOWAIT is refused by file systems that might). A negated errno otherwise: go by the ring.
- * Also where the loop has not turned for a millisecond of such answers. */
+ * asks another process or machine (RWF_NOWAIT is refused by file systems that might). On overlays and in memory, which have no
+ * RWF_NOWAIT, it is looked up first (resident() in files.c); what is dropped from the cache in that very moment is waited for.
+ * A negated errno otherwise: go by the ring. Also where the loop has not turned for a millisecond of such answers. */
 int64_t tu_pread_cached(uint64_t ring, int fd, char *memory, uint64_t length, int64_t offset);
 int tu_statx(int dirfd, const char *path, int flags, unsigned mask, char *out); /* out: 256 bytes */
 int tu_fallocate(int fd, int mode, int64_t offset, int64_t length);
 /* Where a descriptor, or with fd < 0 a path, is, without asking its file system: the type (S_IFMT) with TU_LOCAL where that has its
- * data at hand in this machine, and TU_COPIES_UP where opening for writing copies a file first; -EAGAIN for a path that is not
- * in the kernel's cache, or another error. */
+ * data at hand in this machine, TU_COPIES_UP where opening for writing copies a file first (an overlay), and TU_MEMORY where there
+ * is no disk behind it; -EAGAIN for a path that is not in the kernel's cache, or another error. */
 #define TU_LOCAL 1
 #define TU_COPIES_UP 2
+#define TU_MEMORY 4
 int tu_where(int fd, const char *path);
 /* open(2) of a regular file whose name is in the kernel's cache and whose file system has its data at hand, neither made nor cut nor
  * copied by that: it never waits. -EAGAIN of anything else, and of every error: go by the ring, which tells it. */

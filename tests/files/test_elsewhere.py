@@ -274,7 +274,7 @@ def test_where_files_are(tmp_path: Path) -> None:
     memory = os.memfd_create("memory")
     reader, writer = os.pipe()
     try:
-        assert lib.tu_where(memory, ffi.NULL) == 0o100000 | lib.TU_LOCAL
+        assert lib.tu_where(memory, ffi.NULL) == 0o100000 | lib.TU_LOCAL | lib.TU_MEMORY
         assert lib.tu_where(reader, ffi.NULL) & 0o170000 == 0o010000
         assert lib.tu_where(os.open("/proc/version", os.O_RDONLY), ffi.NULL) == 0o100000
     finally:
@@ -304,8 +304,8 @@ def test_where_mounts_are(tmp_path: Path) -> None:
         """,
         tmp_path,
     )
-    local, copies = str(lib.TU_LOCAL), str(lib.TU_LOCAL | lib.TU_COPIES_UP)
-    assert told == [local, local, "0", "0", copies, copies]
+    memory, copies = str(lib.TU_LOCAL | lib.TU_MEMORY), str(lib.TU_LOCAL | lib.TU_COPIES_UP)
+    assert told == [memory, memory, "0", "0", copies, copies]
 
 
 def test_f53_an_overlay_over_what_is_elsewhere_is_elsewhere(tmp_path: Path) -> None:

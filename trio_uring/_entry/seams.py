@@ -248,9 +248,14 @@ def _open_file(original: Any) -> Any:
     """trio.open_file: replaced from the start, so that `from trio import open_file` finds it; passes on to Trio's own
     as long as there is no ring."""
 
+    loaded: list[Any] = []
+
     @functools.wraps(original)
     async def open_file(*args: Any, **kwargs: Any) -> Any:
-        ours = None if _unreplaced else _loaded("_files.engine", "open_file")
+        if not loaded and not _unreplaced:
+            found = _loaded("_files.engine", "open_file")
+            loaded[:] = [] if found is None else [found]
+        ours = loaded[0] if loaded and not _unreplaced else None
         return await (original(*args, **kwargs) if ours is None else ours(original, *args, **kwargs))
 
     return open_file

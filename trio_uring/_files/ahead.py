@@ -59,7 +59,7 @@ class ReadAhead:
         self.fd = fd
         self.chunk = chunk
         self.ends = ends
-        self.state: Any = ffi.new("tu_file_state *")
+        self.state: Any = None  # until it is asked
         self.buffered = self.counts_lines = False
         self.lines = 0
         self._by_lines = False
@@ -150,6 +150,8 @@ class ReadAhead:
         As many as are wanted, and more if a file that does not change is read in order.
         """
         state = self.state
+        if state is None:
+            state = self.state = ffi.new("tu_file_state *")
         if lib.tu_file_facts(self.fd, state) < 0:
             self.forget()
             self._to_the_end = True

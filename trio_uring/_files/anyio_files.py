@@ -113,12 +113,13 @@ class to_thread:
         given = args if func is open else (func.__self__, *args)
         whole: list[Any] = [*given, *_DEFAULTS[len(given) :]]
         file, mode, buffering, encoding, errors, newline, closefd, opener = whole
-        real = None
+        opened = None
         if closefd and opener is None:
-            real = await open_builtin(manager, file, mode, buffering, encoding, errors, newline)
-        if real is None:
+            opened = await open_builtin(manager, file, mode, buffering, encoding, errors, newline)
+        if opened is None:
             return await self._original.run_sync(func, *args, **options)
-        engine = _opened.engine = own(real, newline)
+        real, at_hand = opened
+        engine = _opened.engine = own(real, newline, at_hand)
         if engine is not None:
             _owned[id(real)] = engine
         return real

@@ -35,7 +35,17 @@ from .._loop.calls import CURRENT_POSITION, MAX_RW_COUNT, WORKER_THRESHOLD, Pinn
 from .._loop.manager import UringIOManager
 from .._loop.operation import Operation, redeliver
 from .._loop.transfers import transfer
-from .._ring.ring import IOSQE_ASYNC, OP_FTRUNCATE, OP_READ, OP_WRITE, ffi, lib, supported_operations, tu_read_cached
+from .._ring.ring import (
+    IOSQE_ASYNC,
+    OP_FTRUNCATE,
+    OP_READ,
+    OP_WRITE,
+    ffi,
+    lib,
+    supported_operations,
+    tu_read_cached,
+    tu_read_rest,
+)
 from .ahead import InPlace, ReadAhead
 
 BUFFERED: Final = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
@@ -143,7 +153,6 @@ class BinaryFile:
       written: of the last write that failed, the bytes that are in the file.
       ready: lines that the builtin object holds in its own buffer, and answers without another read, as long as lines are what is
         read. An iterator, or an empty tuple: `for line in file.ready: return line` takes the next one.
-      next_lines: makes it, of so many lines.
     """
 
     def __init__(self, real: Any, shared: bool = False, ends: tuple[bytes, ...] = (b"\n",)) -> None:
@@ -159,7 +168,6 @@ class BinaryFile:
         ) or io.DEFAULT_BUFFER_SIZE
         self._can_read: bool = self.raw.readable()
         self._can_write: bool = self.raw.writable()
-        self._appends = "a" in self.raw.mode
         self.ahead = ReadAhead(self.fd, self.size, ends)
         self.ahead.buffered = self.buffered
         self.ahead.counts_lines = self.buffered and not self._can_write
@@ -171,7 +179,6 @@ class BinaryFile:
         self._clear = not shared
         self.written = 0
         self.ready: Iterable[Any] = ()
-        self.next_lines: Callable[[int], Iterable[Any]] = functools.partial(itertools.islice, real)
 
     def begin(self, manager: UringIOManager) -> None:
         """A call begins, in a run with that manager."""
@@ -211,7 +218,7 @@ class BinaryFile:
         done = await transfer(self.manager, opcode, self.fd, keep, address, most, CURRENT_POSITION, aside)
         if done < size and not self.closed:
             # The kernel tried for the rest. Where that was an error, it does not move the position (6.18).
-            if opcode == OP_WRITE and self._appends:
+            if opcode == OP_WRITE and "a" in self.raw.mode:
                 os.lseek(self.fd, 0, os.SEEK_END)
             else:
                 os.lseek(self.fd, before + done, os.SEEK_SET)
@@ -285,6 +292,10 @@ class BinaryFile:
             ahead.put(data, len(data), size, ahead.offset)
         return ahead.known and ahead.has_line()
 
+    def next_lines(self, count: int) -> Iterable[Any]:
+        """An iterator over the next lines of the builtin object."""
+        return itertools.islice(self.real, count)
+
     def line_of(self, readline: Callable[..., Any], *size: Any) -> Any:
         """A line that the builtin object answers. What it holds then beyond that is ready."""
         self.ready = ()
@@ -323,6 +334,8 @@ class BinaryFile:
         """Buffered: `size` bytes, fewer only at the end. Raw: what one read(2) gives."""
         real = self.real
         self.ahead.by_lines(False)
+        if size == -1 and self._can_read:
+            return await self.readall()
         count = size_of(size)
         if count is None or count == 0 or not self._can_read:
             return real.read(size)
@@ -359,10 +372,12 @@ class BinaryFile:
         real = self.real
         if not self._can_read:
             return real.readall()
-        if not self.buffered:
-            await self.have_all()
-            return self.ahead.readall()
-        if self._clear and not self._can_write:
+        if not self.buffered or (self._clear and not self._can_write):
+            if self.manager.at_hand:
+                data = tu_read_rest(self.manager.at_hand, self.fd, WORKER_THRESHOLD)
+                if data is not None:
+                    self.ahead.forget()
+                    return data
             await self.have_all()
             return self.ahead.readall()
         held = self.held()

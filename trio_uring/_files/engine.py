@@ -59,7 +59,6 @@ import operator
 import os
 import stat
 import sys
-import threading
 import time
 import types
 import weakref
@@ -79,7 +78,7 @@ from .._ring.requests import ENGINE
 from .._ring.ring import ffi, lib
 from .ahead import InPlace, in_place_works
 from .binary import BINARY, BUFFERED, BinaryFile, completed
-from .opening import BY_WORKER, is_elsewhere, is_local, open_at_hand, open_fd, where_is
+from .opening import BY_WORKER, is_elsewhere, is_local, open_fd, where_is
 from .text import UNKNOWN_NEWLINE, TextFile, line_ends
 
 # Seconds that `async for` may go on without a schedule point.
@@ -118,9 +117,10 @@ class Engine:
         self.busy = False
         self.reader: Task | None = None
         self.until = 0.0
+        self.iterated = False
         self.shared = shared
         self._sync_later = False
-        self._forked = False
+        self._forks = _forks
         self._queue: trio.lowlevel.ParkingLot | None = None
         self._dropped: Any = None
         self.core: BinaryFile | TextFile
@@ -131,10 +131,8 @@ class Engine:
             self.core = self.binary = BinaryFile(real, shared)
         self.ahead = self.binary.ahead
         self.plain_readline: Callable[[], Any] = real.readline
-        if not shared:
-            _private.add(self)
-            if self.binary.buffered:
-                self.binary.reading.__enter__()
+        if not shared and self.binary.buffered:
+            self.binary.reading.__enter__()
 
     # ------------------------------------------------------------------ one at a time
 
@@ -174,7 +172,7 @@ class Engine:
         else:
             self.reader = None
             self.real.close()
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        await schedule_point()
 
     async def _write_out_and_close(self, manager: UringIOManager) -> None:
         if self.busy:
@@ -214,7 +212,7 @@ class Engine:
     def manager(self) -> UringIOManager | None:
         """Of the run that the caller is in; where it is not on the ring, the file is handed over."""
         manager = ring_manager()
-        if manager is None or self._forked:
+        if manager is None or (self._forks != _forks and not self.shared):
             self.release_to_builtin()
         return manager
 
@@ -234,17 +232,6 @@ class Engine:
         """Somebody gets to know the descriptor, and may use it or hand it to a child."""
         if not self.shared:
             self.release_to_builtin()
-
-    def forked(self) -> None:
-        """There will be a child with the same open files.
-
-        Another thread that forks must not touch what the loop may be using: then it is at the next call.
-        """
-        manager = self.binary.manager
-        if manager is None or manager.thread == threading.get_ident():
-            self.release_to_builtin()
-        else:
-            self._forked = True
 
     def _watch(self) -> None:
         """The builtin object outlives the engine: if nobody closes the file, it writes what it holds back as it ends.
@@ -348,6 +335,9 @@ def _method(name: str, ours: str, least: int, most: int) -> Callable[..., Awaita
         if task._schedule_points == points:
             await schedule_point()
         if iterates and not self.busy and not self.shared:
+            if not self.iterated:
+                self.iterated = True
+                _iterated.add(self)
             self.reader = task
             self.until = time.monotonic() + SCHEDULE_PERIOD
         return result
@@ -369,13 +359,17 @@ Engine.next_line = _method("readline", "next_line", 0, 0)  # type: ignore[attr-d
 # id of the builtin object -> its engine, which keeps the object alive.
 _engines: weakref.WeakValueDictionary[int, Engine] = weakref.WeakValueDictionary()
 _handed_over: weakref.WeakSet[Any] = weakref.WeakSet()
-# The engines of files that nobody else knows of, up to the next fork.
-_private: weakref.WeakSet[Engine] = weakref.WeakSet()
+# How often this process has forked: from then on a child has the same open files, so at the next call their engines are released.
+_forks = 0
+# Engines that have had a reader, which makes no call.
+_iterated: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 def _before_fork() -> None:
-    for engine in list(_private):
-        engine.forked()
+    global _forks
+    _forks += 1
+    for engine in list(_iterated):
+        engine.reader = None
 
 
 os.register_at_fork(before=_before_fork)
@@ -403,13 +397,16 @@ def _only_appends(real: Any) -> bool:
     return not real.readable() and bool(fcntl.fcntl(real.fileno(), fcntl.F_GETFL) & os.O_APPEND)
 
 
-def own(real: Any, newline: str | None = None) -> Engine | None:
+def own(real: Any, newline: str | None = None, at_hand: bool = False) -> Engine | None:
     """The engine of a builtin file that only the caller holds, and shows to nobody without `release_to_builtin`; or None.
 
     Args:
       newline: as it was given to `open`.
+      at_hand: `open_builtin` has just made it, on the spot.
     """
-    return Engine(real, False, newline) if _servable(real) else None
+    if in_place_works() if at_hand else _servable(real):
+        return Engine(real, False, newline)
+    return None
 
 
 def served(real: Any) -> Engine | None:
@@ -469,11 +466,12 @@ async def open_builtin(
     encoding: str | None = None,
     errors: str | None = None,
     newline: str | None = None,
-) -> Any:
-    """The builtin `open`, with its arguments, results and errors; the opening itself is a ring operation.
+) -> tuple[Any, bool] | None:
+    """The builtin `open`, with its arguments, results and errors; the opening itself is a ring operation, or on the spot.
 
-    None where that must be done in another way: `file` is a descriptor, or is where somebody may have to be asked (FUSE, NFS), or
-    an argument is none that the annotations allow.
+    Answers the file, and whether it was opened on the spot, which is then a regular file of this machine. None where it must be
+    opened in another way: `file` is a descriptor, or is where somebody may have to be asked (FUSE, NFS), or an argument is none
+    that the annotations allow.
     """
     if isinstance(file, int) or type(mode) is not str or type(buffering) is not int:
         return None
@@ -487,41 +485,54 @@ async def open_builtin(
     except TypeError:
         return None
     flags = _checked_flags(path, mode, buffering, encoding, errors, newline)
-    audited = False
+    if manager.at_hand and not flags & BY_WORKER:
+        sys.audit("open", path, mode, flags)  # before the opening, which it may prevent
+        name = os.fsencode(path)
+        task = GLOBAL_RUN_CONTEXT.task
+        if not (b"\0" in name or task._cancel_status.effectively_cancelled or task._runner.ki_pending):
+            fd = lib.tu_open_cached(name, flags)
+            if fd >= 0:
+                task._cancel_points += 1  # trio.lowlevel.checkpoint, flattened
+                try:
+                    await schedule_point()
+                except BaseException:  # the coroutine is closed
+                    os.close(fd)
+                    raise
+                real = builtin_open(fd, mode, buffering, encoding, errors, newline)
+                raw = real.buffer if "b" not in mode else real
+                (raw if buffering == 0 else raw.raw).name = path
+                return real, True
+        where = where_is(path)
+        if is_elsewhere(where):
+            return None  # the file object itself asks fstat(2) as it is made
+    else:
+        where = where_is(path)
+        if is_elsewhere(where):
+            return None
+        sys.audit("open", path, mode, flags)
 
     def opener(_path: Any, _flags: int) -> int:
         return descriptor
 
-    if manager.at_hand and not flags & BY_WORKER:
-        sys.audit("open", path, mode, flags)  # again in the builtin; but here it can still prevent the opening
-        audited = True
-        fd = await open_at_hand(manager, path, flags)
-        if fd is not None:
-            descriptor = fd
-            return builtin_open(path, mode, buffering, encoding, errors, newline, True, opener)
-    where = where_is(path)
-    if is_elsewhere(where):
-        return None  # the file object itself asks fstat(2) as it is made
-    if not audited:
-        sys.audit("open", path, mode, flags)
     descriptor = await open_fd(manager, path, flags, where=where)
     make = functools.partial(builtin_open, path, mode, buffering, encoding, errors, newline, True, opener)
     if is_local(lib.tu_where(descriptor, ffi.NULL)):
-        return make()
+        return make(), False
     try:
         with trio.CancelScope(shield=True):
-            return await trio.to_thread.run_sync(make)
+            real = await trio.to_thread.run_sync(make)
     except RuntimeError:  # no thread can be started
         close_descriptor(descriptor)
         raise
+    return real, False
 
 
 # ------------------------------------------------------------------ what Trio's names become
 
 
-def _wrapper_of(real: Any, newline: str | None) -> AsyncIOWrapper[Any]:
+def _wrapper_of(real: Any, at_hand: bool, newline: str | None) -> AsyncIOWrapper[Any]:
     wrapper = AsyncIOWrapper(real)
-    engine = own(real, newline)
+    engine = own(real, newline, at_hand)
     if engine is not None:
         wrapper.__dict__[ENGINE] = engine
     return wrapper
@@ -565,9 +576,9 @@ async def open_file(
     except TypeError:
         return await original(file, *args, **kwargs)
     if opener is None and closefd:
-        real = await open_builtin(manager, file, mode, buffering, encoding, errors, newline)
-        if real is not None:
-            return _wrapper_of(real, newline)
+        opened = await open_builtin(manager, file, mode, buffering, encoding, errors, newline)
+        if opened is not None:
+            return _wrapper_of(*opened, newline)
     return await original(file, *args, **kwargs)
 
 
@@ -595,9 +606,9 @@ def path_open(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitabl
             except TypeError:
                 return await original(self, *args, **kwargs)
             if len(args) <= 5 and kwargs.keys().isdisjoint(("closefd", "opener")):
-                real = await open_builtin(manager, self, mode, buffering, encoding, errors, newline)
-                if real is not None:
-                    return _wrapper_of(real, newline)
+                opened = await open_builtin(manager, self, mode, buffering, encoding, errors, newline)
+                if opened is not None:
+                    return _wrapper_of(*opened, newline)
         return await original(self, *args, **kwargs)
 
     return open
@@ -676,7 +687,10 @@ def wrapper_aclose(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
             await original(self)
             return
         await engine.aclose()
-        await trio.lowlevel.checkpoint_if_cancelled()
+        task = GLOBAL_RUN_CONTEXT.task
+        task._cancel_points += 1  # trio.lowlevel.checkpoint_if_cancelled, flattened
+        if task._cancel_status.effectively_cancelled or task._runner.ki_pending:
+            await trio.lowlevel.checkpoint_if_cancelled()
 
     return aclose
 

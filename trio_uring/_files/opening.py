@@ -9,7 +9,7 @@ up where the path is, which asks nobody (`tu_where`), and whatever is not known 
 A FIFO is waited for in a worker as well, until somebody opens its other end: that may take for ever, and the other end may
 be another task's `open_file`, so such a worker is one more than the others (`UringIOManager.extra_worker`, F41).
 
-Creating and truncating is done by a worker always. What is at hand needs no entry (`open_at_hand`).
+Creating and truncating is done by a worker always. What is at hand needs no entry (`tu_open_cached`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import trio
 
 from .._loop.calls import AT_FDCWD
 from .._loop.manager import UringIOManager
-from .._loop.operation import GLOBAL_RUN_CONTEXT, NewDescriptor, close_descriptor
+from .._loop.operation import NewDescriptor, close_descriptor
 from .._ring.ring import IOSQE_ASYNC, OP_OPENAT, ffi, lib
 
 BY_WORKER: Final = os.O_CREAT | os.O_TRUNC
@@ -80,32 +80,6 @@ def _may_wait(where: int, flags: int) -> bool:
     if where < 0:
         return where != -errno.ENOENT  # which the cache knows; of the rest nobody knows anything
     return not where & lib.TU_LOCAL or (flags & os.O_ACCMODE != os.O_RDONLY and bool(where & lib.TU_COPIES_UP))
-
-
-@trio.lowlevel.enable_ki_protection
-async def open_at_hand(manager: UringIOManager, path: str | bytes, flags: int) -> int | None:
-    """A regular file of this machine whose name is in the kernel's cache, opened on the spot (`UringBackend.speculate`); or None.
-
-    A schedule point and a cancel point where it answers a descriptor, else nothing at all.
-    """
-    if not manager.at_hand or flags & BY_WORKER:
-        return None
-    name = os.fsencode(path)
-    if b"\0" in name:
-        return None
-    task = GLOBAL_RUN_CONTEXT.task
-    if task._cancel_status.effectively_cancelled or task._runner.ki_pending:
-        return None
-    task._cancel_points += 1  # trio.lowlevel.checkpoint_if_cancelled, flattened
-    fd = int(lib.tu_open_cached(name, flags))
-    if fd < 0:
-        return None
-    try:
-        await trio.lowlevel.cancel_shielded_checkpoint()
-    except BaseException:  # the coroutine is closed
-        os.close(fd)
-        raise
-    return fd
 
 
 @trio.lowlevel.enable_ki_protection

@@ -71,10 +71,11 @@ from .._ring.ring import (
     OP_WRITE,
     ffi,
     lib,
+    tu_read_whole,
     tu_stat_cached,
 )
 from .anyio_files import manager_on_trio
-from .opening import is_elsewhere, is_local, open_at_hand, open_fd, where_is, where_of
+from .opening import is_elsewhere, is_local, open_fd, where_is, where_of
 
 # include/uapi/linux/fcntl.h and stat.h.
 NEW_AT_FDCWD: Final = AT_FDCWD & 0xFFFFFFFF  # the second directory stands in a field without a sign
@@ -239,30 +240,26 @@ def stat_result(memory: Any) -> os.stat_result:
     )
 
 
-async def _at_hand(manager: UringIOManager, path: str, follow: bool, fstat: Callable[[int], Any] | None) -> Any:
-    """What `tu_stat_cached` finds on the spot (`UringBackend.speculate`), or None. A checkpoint where that is something.
-
-    Raises:
-      FileNotFoundError: the kernel's cache of names knows it.
-    """
+def _at_hand(manager: UringIOManager, path: str, follow: bool, fstat: Callable[[int], Any] | None) -> Any:
+    """What `tu_stat_cached` finds on the spot (`UringBackend.speculate`), or None. A cancel point, but no schedule point."""
     task = GLOBAL_RUN_CONTEXT.task
     if not manager.at_hand or task._cancel_status.effectively_cancelled or task._runner.ki_pending:
         return None
     found = tu_stat_cached(os.fsencode(path), follow, fstat)
     if found == -errno.EAGAIN:
         return None
-    task._cancel_points += 1  # trio.lowlevel.checkpoint, flattened
-    await schedule_point()
-    if found.__class__ is int and found < 0:
-        raise OSError(-found, os.strerror(-found), path)
+    task._cancel_points += 1  # trio.lowlevel.checkpoint_if_cancelled, flattened
     return found
 
 
 async def stat(manager: UringIOManager, path: str, follow_symlinks: bool = True, *, begun: bool = False) -> Answer:
     """Path.stat; `begun` where it belongs to a call that has had an effect."""
     if not begun:
-        found = await _at_hand(manager, path, follow_symlinks, os.fstat)
+        found = _at_hand(manager, path, follow_symlinks, os.fstat)
         if found is not None:
+            await schedule_point()
+            if found == -errno.ENOENT:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             return found
     memory = _memory(path)
     result = ffi.new("char[]", STATX_SIZE)
@@ -288,13 +285,16 @@ def _question(true_of: Callable[[int], bool], follow: bool = True) -> Callable[.
     async def answer(
         manager: UringIOManager, path: str, follow_symlinks: bool = follow, *, begun: bool = False
     ) -> Answer:
+        if not begun:
+            mode = _at_hand(manager, path, follow_symlinks, None)
+            if mode is not None:
+                await schedule_point()
+                return mode > 0 and true_of(mode)
         try:
-            mode = None if begun else await _at_hand(manager, path, follow_symlinks, None)
-            if mode is None:
-                mode = (await stat(manager, path, follow_symlinks, begun=begun)).st_mode
+            status = await stat(manager, path, follow_symlinks, begun=begun)
         except OSError as error:
             return False if error.errno in ABSENT else NotImplemented
-        return true_of(mode)
+        return true_of(status.st_mode)
 
     return answer
 
@@ -463,12 +463,19 @@ async def _contents(manager: UringIOManager, fd: int, size: int) -> bytes:
 async def read_bytes(manager: UringIOManager, path: str) -> Answer:
     """Path.read_bytes."""
     sys.audit("open", path, "r", READING)
-    at_hand = await open_at_hand(manager, path, READING)
-    if at_hand is not None:
-        try:
-            return await _contents(manager, at_hand, max(lib.tu_remaining(at_hand), 0))
-        finally:
-            os.close(at_hand)
+    task = GLOBAL_RUN_CONTEXT.task
+    if manager.at_hand and not (task._cancel_status.effectively_cancelled or task._runner.ki_pending):
+        found = tu_read_whole(manager.at_hand, os.fsencode(path), WORKER_THRESHOLD)
+        if isinstance(found, bytes):
+            task._cancel_points += 1  # trio.lowlevel.checkpoint, flattened
+            await schedule_point()
+            return found
+        if found >= 0:
+            try:
+                await trio.lowlevel.checkpoint()
+                return await _contents(manager, found, max(lib.tu_remaining(found), 0))
+            finally:
+                os.close(found)
     where = where_is(path)
     if is_elsewhere(where):
         return NotImplemented
@@ -613,6 +620,8 @@ def _encodable(path: str) -> bool:
 
     One that is empty or too long it refuses as well, but for an entry before anything else that may be wrong.
     """
+    if path.isascii():
+        return 0 < len(path) < PATH_MAX and "\0" not in path
     try:
         encoded = os.fsencode(path)
     except UnicodeEncodeError:

@@ -40,6 +40,8 @@ try:
     from .._ffi import tu_pool_take as tu_pool_take
     from .._ffi import tu_read_cached as tu_read_cached
     from .._ffi import tu_read_files as tu_read_files
+    from .._ffi import tu_read_rest as tu_read_rest
+    from .._ffi import tu_read_whole as tu_read_whole
     from .._ffi import tu_ready as tu_ready
     from .._ffi import tu_recv as tu_recv
     from .._ffi import tu_send as tu_send

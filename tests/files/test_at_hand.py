@@ -1,4 +1,4 @@
-"""What the kernel's cache of names knows is told on the spot: `Path.stat` and its like, held against os.stat and os.lstat.
+"""What the kernel has at hand is answered on the spot: names in its cache, held against os.stat and os.lstat, and data in memory.
 
 Knows the public interface, the counters of the ring and mounts of its own; that a file server or a daemon is never waited for is
 in `test_elsewhere`.
@@ -212,6 +212,68 @@ def test_on_other_file_systems(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.splitlines() == ["True 0", "True 0", "True 0", "True 1"], done.stderr
+
+
+READS = """
+import errno, os, pathlib, sys
+sys.path.insert(0, {here!r})
+import mounts, trio, trio.testing, trio_uring
+mounts.private_mounts()
+top = pathlib.Path({top!r})
+for name in ("memory", "layers"):
+    (top / name).mkdir()
+mounts.mount("tmpfs", top / "memory")
+merged = mounts.overlay(top / "layers")
+data = os.urandom(300_000)
+below = top / "layers" / "lower" / "file"
+for path in (top / "memory" / "file", below):
+    path.write_bytes(data)
+
+async def told(path, prepare=lambda fd: None):
+    counters = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager.ring.counters
+    fd = os.open(path, os.O_RDONLY)
+    prepare(fd)
+    entries = []
+    for length, offset in ((4096, 0), (5000, 4000), (100_000, 250_000), (100, 300_000), (200_000, 1)):
+        await trio.lowlevel.checkpoint()  # a new millisecond
+        before = counters().submitted
+        assert await trio_uring.read_at(fd, length, offset) == data[offset : offset + length]
+        entries.append(counters().submitted - before)
+        prepare(fd)
+    os.close(fd)
+    await trio.lowlevel.checkpoint()
+    before = counters().submitted
+    assert await trio.Path(path).read_bytes() == data
+    entries.append(counters().submitted - before)
+    return entries
+
+def drop(_):
+    with below.open("rb") as file:
+        os.fsync(file)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+async def main():
+    await trio.testing.wait_all_tasks_blocked()
+    print(*await told(top / "memory" / "file"))
+    print(*await told(merged / "file", lambda fd: os.pread(fd, len(data), 0)))
+    print(*[entries > 0 for entries in (await told(merged / "file", drop))[:3]])
+    os.pread(os.open(merged / "file", os.O_RDONLY), len(data), 0)
+    if os.getuid() == 0:
+        os.chown(below, 1, 1)
+        print(*[entries > 0 for entries in (await told(merged / "file"))[:3]])
+    else:
+        print("True True True")
+
+trio.run(main, io_backend="uring")
+"""
+
+
+def test_what_is_in_memory_is_read_on_the_spot(tmp_path: Path) -> None:
+    """Of tmpfs, and of an overlay what is in the page cache; a worker reads what is not, and where mincore(2) would not say."""
+    program = READS.format(here=str(HERE), top=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
+    rows = done.stdout.splitlines()
+    assert rows == ["0 0 0 0 0 0", "0 0 0 0 0 0", "True True True", "True True True"], done.stdout + done.stderr
 
 
 def test_the_call_itself(tmp_path: Path) -> None:
