@@ -224,6 +224,8 @@ def test_f40_no_worker_and_no_thread_is_the_error_that_it_is_on_epoll(name: str,
     if name != "ring only":  # these are at hand, and need neither
         assert told.pop("exists") == "True"
         assert told.pop("stat").startswith("os.stat_result(")
+        assert told.pop("read_at") == "b'conte'"
+        assert told.pop("readinto_at") == "5"
     assert set(told.values()) == {"can't start new thread"}, told
     assert sorted(os.listdir(top)) == ["file", "target"]
     assert (top / "file").read_text() == "hello"

@@ -78,6 +78,8 @@ from .._ring.requests import ENGINE
 from .._ring.ring import ffi, lib
 from .ahead import InPlace, in_place_works
 from .binary import BINARY, BUFFERED, BinaryFile, completed
+from .borrowed import borrowed
+from .borrowed import method as borrowed_method
 from .opening import BY_WORKER, is_elsewhere, is_local, open_fd, where_is
 from .text import UNKNOWN_NEWLINE, TextFile, line_ends
 
@@ -627,6 +629,12 @@ def wrapper_getattr(original: Callable[[Any, str], Any]) -> Callable[[Any, str],
                 method = types.MethodType(_as_trios(kind, name), engine)
                 setattr(self, name, method)  # as Trio's own
                 return method
+            real = self.__dict__.get("_wrapped")
+            known = None if ring_manager() is None else borrowed(real, name)
+            if known is not None:
+                either = borrowed_method(known, real, original(self, name), lambda: _forks > 0)
+                setattr(self, name, either)
+                return either
         elif name == "newlines" and isinstance(engine := self.__dict__.get(ENGINE), Engine):
             return engine.real.newlines
         elif name == "fileno":
