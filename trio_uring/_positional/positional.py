@@ -493,7 +493,7 @@ async def fallocate(file: File, offset: int, length: int, mode: int = 0) -> None
 class StatxResult:
     """What statx(2) tells of a file. Times are integers, nanoseconds since 1970-01-01 UTC.
 
-    Named as in os.statx_result (CPython 3.15), without "stx_".
+    Named as in os.statx_result (CPython 3.15), without ``stx_``.
 
     Attributes:
       mask: STATX flags of the fields that the file system filled in.
