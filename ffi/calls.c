@@ -80,7 +80,7 @@ static PyObject *cached_from(uint64_t ring, int fd, int64_t at, int64_t most)
     PyObject *data, *part;
     int64_t got, size;
 
-    if (at < 0 || fstat(fd, &st) < 0 || (size = st.st_size > at ? st.st_size - at : 0) > most)
+    if (at < 0 || file_status(fd, &st) < 0 || (size = st.st_size > at ? st.st_size - at : 0) > most)
         return NULL;
     if (!(data = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size)) || !size)
         return data;

@@ -316,7 +316,7 @@ static int resident(int fd, uint64_t length, int64_t offset)
         return 0;
     if (where & TU_MEMORY)
         return syscall(SYS_cachestat, fd, &range, &pages, 0) == 0 && !pages.evicted;
-    return where & TU_COPIES_UP && fstat(fd, &st) == 0 && overlay_resident(fd, &st, length, offset);
+    return where & TU_COPIES_UP && file_status(fd, &st) == 0 && overlay_resident(fd, &st, length, offset);
 }
 
 int tu_statx(int dirfd, const char *path, int flags, unsigned mask, char *out)
