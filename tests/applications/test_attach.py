@@ -57,9 +57,9 @@ def asleep(backend: str) -> Iterator[tuple[int, IO[str]]]:
 
 @contextlib.contextmanager
 def stranger() -> Iterator[int]:
-    """A process that sleeps without Trio and the ring; its number."""
+    """A process without Trio and the ring, which runs Python code now and then; its number."""
     with subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", "print(flush=True); import time; time.sleep(1000)"],
+        [sys.executable, "-I", "-S", "-c", "print(flush=True); import time\nwhile True: time.sleep(0.01)"],
         stdout=subprocess.PIPE,
     ) as process:
         try:

@@ -82,6 +82,7 @@ def interrupt(pid: int) -> None:
 @contextlib.contextmanager
 def _directory(pid: int) -> Iterator[tuple[Path, str]]:
     """A directory that the other process can write to: as we see it, and as it sees it (it may be in a container)."""
+    owner = os.stat(f"/proc/{pid}")  # FileNotFoundError: no such process, which is not for want of a directory
     root = Path(f"/proc/{pid}/root")
     for place in ("/tmp", "/dev/shm", "/var/tmp"):
         try:
@@ -92,7 +93,6 @@ def _directory(pid: int) -> Iterator[tuple[Path, str]]:
     else:
         raise CannotAttachError(f"there is no directory to write to that process {pid} sees ({problem})")
     try:
-        owner = os.stat(f"/proc/{pid}")
         if owner.st_uid != os.geteuid():
             os.chown(made, owner.st_uid, owner.st_gid)
         yield made, f"{place}/{made.name}"
