@@ -56,88 +56,112 @@ static int mend(PyObject *list, const pool_job *job)
     return 0;
 }
 
+/* What tu_pool_read() and tu_pool_buffers() are given, and a job of as many transfers as there are requests. */
+typedef struct {
+    tu_pool_ring *ring;
+    uint64_t turn;
+    PyObject *requests;
+    unsigned long long most, direct;
+    pool_job job;
+    char *memory; /* room of the caller's, `each` bytes for each request, and behind it the arrays, which are the job's */
+    uint64_t *offsets, *addresses;
+    uint32_t *lengths;
+} pool_list;
+
+/* Takes ring, turn, fd, requests, most, window, direct. Answers 0; 1 where O_DIRECT is set and `direct` does not say so; or -1 with an
+ * exception set. */
+static int take_list(pool_list *all, PyObject *const *args, size_t each)
+{
+    const size_t item = sizeof *all->offsets + sizeof *all->addresses + sizeof *all->lengths + sizeof *all->job.results;
+    Py_ssize_t count = PyList_Size(args[3]);
+    int rc;
+
+    memset(all, 0, sizeof *all);
+    all->ring = PyLong_AsVoidPtr(args[0]);
+    all->turn = PyLong_AsUnsignedLongLong(args[1]);
+    all->job.fd = (int)PyLong_AsLong(args[2]);
+    all->requests = args[3];
+    all->most = PyLong_AsUnsignedLong(args[4]);
+    all->job.window = (unsigned)PyLong_AsUnsignedLong(args[5]);
+    all->direct = PyLong_AsUnsignedLong(args[6]);
+    if (PyErr_Occurred())
+        return -1;
+    if (!all->direct && (rc = tu_file(all->job.fd))) {
+        if (rc == TU_DIRECT)
+            return 1;
+        errno = -rc;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    all->memory = count > INT_MAX ? NULL : malloc((size_t)count * (each + item) + 1);
+    if (!all->memory) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    all->offsets = (uint64_t *)(all->memory + (size_t)count * each);
+    all->addresses = all->offsets + count;
+    all->lengths = (uint32_t *)(all->addresses + count);
+    all->job.results = (int32_t *)(all->lengths + count);
+    all->job.count = (unsigned)count;
+    all->job.offsets = all->offsets;
+    all->job.addresses = all->addresses;
+    all->job.lengths = all->lengths;
+    return 0;
+}
+
 /* tu_pool_read(ring, turn, fd, requests, most, window, direct): the pairs of a list, as tu_pairs() takes them. `direct` is 0 where the
  * caller does not know whether O_DIRECT is set, or what offsets and lengths have to be a multiple of with it. Answers a list of bytes
  * and OSErrors; a negated errno for the whole; or None where nothing has been read, because of O_DIRECT with `direct` 0, or
  * because a request is not as plain as that, or not aligned. Raises OSError for a descriptor that is none, or has no positions. */
 static PyObject *call_pool_read(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
-    tu_pool_ring *p;
-    uint64_t turn, *offsets, *addresses;
-    uint32_t *lengths, longest = 0;
-    unsigned long long most, direct;
-    PyObject *list = NULL, *answer = NULL;
-    Py_ssize_t count;
-    pool_job job;
-    char *arrays;
+    PyObject *list, *answer = NULL;
+    uint32_t longest = 0;
+    pool_list all;
     int rc, left;
 
     (void)module;
     if (given != 7 || !PyList_CheckExact(args[3]))
         return PyErr_Format(PyExc_TypeError, "tu_pool_read() takes ring, turn, fd, a list, most, window, direct");
-    memset(&job, 0, sizeof job);
-    p = PyLong_AsVoidPtr(args[0]);
-    turn = PyLong_AsUnsignedLongLong(args[1]);
-    job.fd = (int)PyLong_AsLong(args[2]);
-    most = PyLong_AsUnsignedLong(args[4]);
-    job.window = (unsigned)PyLong_AsUnsignedLong(args[5]);
-    direct = PyLong_AsUnsignedLong(args[6]);
-    count = PyList_Size(args[3]);
-    if (PyErr_Occurred())
+    rc = take_list(&all, args, 0);
+    if (rc < 0)
         return NULL;
-    if (!direct && (rc = tu_file(job.fd))) {
-        if (rc == TU_DIRECT)
-            Py_RETURN_NONE;
-        errno = -rc;
-        return PyErr_SetFromErrno(PyExc_OSError);
-    }
-    if (count > INT_MAX)
-        return PyErr_NoMemory();
-    arrays = malloc((size_t)count * (2 * sizeof *offsets + sizeof *lengths + sizeof *job.results) + 1);
-    if (!arrays)
-        return PyErr_NoMemory();
-    offsets = (uint64_t *)arrays;
-    addresses = offsets + count;
-    lengths = (uint32_t *)(addresses + count);
-    job.results = (int32_t *)(lengths + count);
-    job.count = (unsigned)count;
-    job.offsets = offsets;
-    job.addresses = addresses;
-    job.lengths = lengths;
-    job.opcode = IORING_OP_READ;
-    list = PyList_New(count);
-    for (Py_ssize_t i = 0; list && i < count; i++) {
+    if (rc)
+        Py_RETURN_NONE;
+    all.job.opcode = IORING_OP_READ;
+    list = PyList_New(all.job.count);
+    for (unsigned i = 0; list && i < all.job.count; i++) {
         PyObject *bytes;
 
-        if (!plain_pair(PyList_GetItem(args[3], i), most, offsets + i, lengths + i) ||
-            (direct && (offsets[i] | lengths[i]) % direct)) {
-            Py_DECREF(list);
-            free(arrays);
-            Py_RETURN_NONE;
+        if (!plain_pair(PyList_GetItem(all.requests, i), all.most, all.offsets + i, all.lengths + i) ||
+            (all.direct && (all.offsets[i] | all.lengths[i]) % all.direct)) {
+            answer = Py_None;
+            Py_INCREF(answer);
+            goto out;
         }
-        bytes = PyBytes_FromStringAndSize(NULL, lengths[i]);
+        bytes = PyBytes_FromStringAndSize(NULL, all.lengths[i]);
         if (!bytes)
             goto out;
-        addresses[i] = (uint64_t)(uintptr_t)PyBytes_AsString(bytes);
+        all.addresses[i] = (uint64_t)(uintptr_t)PyBytes_AsString(bytes);
         PyList_SetItem(list, i, bytes);
-        longest = lengths[i] > longest ? lengths[i] : longest;
+        longest = all.lengths[i] > longest ? all.lengths[i] : longest;
     }
     if (!list)
         goto out;
-    if (direct && longest)
-        job.bounce = ((uint64_t)longest + POOL_PAGE - 1) / POOL_PAGE * POOL_PAGE;
-    rc = run_to_the_end(p, turn, &job, &left);
+    if (all.direct && longest)
+        all.job.bounce = ((uint64_t)longest + POOL_PAGE - 1) / POOL_PAGE * POOL_PAGE;
+    rc = run_to_the_end(all.ring, all.turn, &all.job, &left);
     if (left)
         Py_INCREF(list); /* for good: better lost than written to by the kernel when it is somebody else's */
     if (rc < 0)
         answer = PyLong_FromLong(rc);
-    else if (rc == 0 && (!job.partial || mend(list, &job) == 0)) {
+    else if (rc == 0 && (!all.job.partial || mend(list, &all.job) == 0)) {
         answer = list;
         list = NULL;
     }
 out:
     Py_XDECREF(list);
-    free(arrays);
+    free(all.memory);
     return answer;
 }
 
@@ -194,94 +218,70 @@ static int overlapping(const buffer_view *views, size_t count)
     return found;
 }
 
-/* tu_pool_buffers(ring, turn, opcode, fd, requests, most, window, address, direct): a list of pairs of an offset and a buffer, of at most
- * `most` bytes, that is read into or written. `address` and `direct` are 0, or with O_DIRECT what addresses, and offsets and
- * lengths, have to be a multiple of. Answers a list of numbers of bytes and OSErrors; otherwise as tu_pool_read(). */
+/* tu_pool_buffers(ring, turn, fd, requests, most, window, direct, address, opcode): a list of pairs of an offset and a buffer, of at most
+ * `most` bytes, that is read into or written. `direct` and `address` are 0, or with O_DIRECT what offsets and lengths, and
+ * addresses, have to be a multiple of. Answers a list of numbers of bytes and OSErrors; otherwise as tu_pool_read(). */
 static PyObject *call_pool_buffers(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
-    tu_pool_ring *p;
-    uint64_t turn, *offsets, *addresses;
-    uint32_t *lengths;
-    unsigned long long most, address, direct, ones;
+    unsigned long long address, ones;
     PyObject *answer = NULL;
-    Py_ssize_t count, pinned = 0;
+    unsigned pinned = 0;
     buffer_view *views;
-    pool_job job;
+    pool_list all;
     int rc, left = 0;
 
     (void)module;
-    if (given != 9 || !PyList_CheckExact(args[4]))
+    if (given != 9 || !PyList_CheckExact(args[3]))
         return PyErr_Format(PyExc_TypeError,
-                            "tu_pool_buffers() takes ring, turn, opcode, fd, a list, most, window, address, direct");
-    memset(&job, 0, sizeof job);
-    p = PyLong_AsVoidPtr(args[0]);
-    turn = PyLong_AsUnsignedLongLong(args[1]);
-    job.opcode = (int)PyLong_AsLong(args[2]);
-    job.fd = (int)PyLong_AsLong(args[3]);
-    most = PyLong_AsUnsignedLong(args[5]);
-    job.window = (unsigned)PyLong_AsUnsignedLong(args[6]);
-    address = PyLong_AsUnsignedLong(args[7]);
-    direct = PyLong_AsUnsignedLong(args[8]);
-    count = PyList_Size(args[4]);
-    if (PyErr_Occurred())
+                            "tu_pool_buffers() takes ring, turn, fd, a list, most, window, direct, address, opcode");
+    rc = take_list(&all, args, sizeof *views);
+    if (rc < 0)
         return NULL;
-    if (!direct && (rc = tu_file(job.fd))) {
-        if (rc == TU_DIRECT)
-            Py_RETURN_NONE;
-        errno = -rc;
-        return PyErr_SetFromErrno(PyExc_OSError);
-    }
-    if (count > INT_MAX)
-        return PyErr_NoMemory();
-    views = malloc((size_t)count * (sizeof *views + 2 * sizeof *offsets + sizeof *lengths + sizeof *job.results) + 1);
-    if (!views)
-        return PyErr_NoMemory();
-    offsets = (uint64_t *)(views + count);
-    addresses = offsets + count;
-    lengths = (uint32_t *)(addresses + count);
-    job.results = (int32_t *)(lengths + count);
-    job.count = (unsigned)count;
-    job.offsets = offsets;
-    job.addresses = addresses;
-    job.lengths = lengths;
-    for (; pinned < count; pinned++) {
-        PyObject *pair = PyList_GetItem(args[4], pinned);
+    if (rc)
+        Py_RETURN_NONE;
+    views = (buffer_view *)all.memory;
+    address = PyLong_AsUnsignedLong(args[7]);
+    all.job.opcode = (int)PyLong_AsLong(args[8]);
+    if (PyErr_Occurred())
+        goto out;
+    for (; pinned < all.job.count; pinned++) {
+        PyObject *pair = PyList_GetItem(all.requests, pinned);
         buffer_view *view = views + pinned;
 
         if (!PyTuple_CheckExact(pair) || PyTuple_Size(pair) != 2 || !PyLong_CheckExact(PyTuple_GetItem(pair, 0)))
             break;
-        offsets[pinned] = PyLong_AsUnsignedLongLong(PyTuple_GetItem(pair, 0));
-        if (PyErr_Occurred() || offsets[pinned] > INT64_MAX - most)
+        all.offsets[pinned] = PyLong_AsUnsignedLongLong(PyTuple_GetItem(pair, 0));
+        if (all.offsets[pinned] > INT64_MAX - all.most) /* or no such number: all ones, with an exception */
             break;
-        if (get_buffer(PyTuple_GetItem(pair, 1), view, job.opcode == IORING_OP_READ ? WRITABLE : CONTIGUOUS) < 0)
+        if (get_buffer(PyTuple_GetItem(pair, 1), view, all.job.opcode == IORING_OP_READ ? WRITABLE : CONTIGUOUS) < 0)
             break;
-        addresses[pinned] = (uint64_t)(uintptr_t)view->memory;
-        lengths[pinned] = (uint32_t)view->size;
-        ones = direct ? (offsets[pinned] | lengths[pinned]) % direct | addresses[pinned] % address : 0;
-        if ((unsigned long long)view->size > most || ones) {
+        all.addresses[pinned] = (uint64_t)(uintptr_t)view->memory;
+        all.lengths[pinned] = (uint32_t)view->size;
+        ones = all.direct ? (all.offsets[pinned] | all.lengths[pinned]) % all.direct | all.addresses[pinned] % address : 0;
+        if ((unsigned long long)view->size > all.most || ones) {
             release_buffer(view);
             break;
         }
     }
-    if (pinned < count || (job.opcode == IORING_OP_READ && overlapping(views, (size_t)count))) {
+    if (pinned < all.job.count || (all.job.opcode == IORING_OP_READ && overlapping(views, pinned))) {
         PyErr_Clear(); /* the caller finds out what it is, and says so */
         answer = Py_None;
         Py_INCREF(answer);
         goto out;
     }
-    rc = run_to_the_end(p, turn, &job, &left);
+    rc = run_to_the_end(all.ring, all.turn, &all.job, &left);
     if (rc < 0)
         answer = PyLong_FromLong(rc);
     else if (rc == 0)
-        answer = PyList_New(count);
-    for (Py_ssize_t i = 0; answer && rc == 0 && i < count; i++) {
+        answer = PyList_New(all.job.count);
+    for (unsigned i = 0; answer && rc == 0 && i < all.job.count; i++) {
         PyObject *item;
 
-        if (i && job.results[i] == job.results[i - 1] && job.results[i] >= 0) {
+        if (i && all.job.results[i] == all.job.results[i - 1] && all.job.results[i] >= 0) {
             item = PyList_GetItem(answer, i - 1);
             Py_INCREF(item);
         } else {
-            item = job.results[i] < 0 ? os_error_of(job.results[i]) : PyLong_FromLong(job.results[i]);
+            item = all.job.results[i] < 0 ? os_error_of(all.job.results[i]) : PyLong_FromLong(all.job.results[i]);
         }
         if (!item)
             Py_CLEAR(answer);
@@ -292,7 +292,7 @@ out:
     while (!left && pinned)
         release_buffer(views + --pinned);
     if (!left)
-        free(views);
+        free(all.memory);
     return answer;
 }
 

@@ -18,13 +18,13 @@ def tu_pairs(pairs: list[Any], offsets: int, lengths: int, most: int, /) -> tupl
 def tu_pool_buffers(
     ring: int,
     turn: int,
-    opcode: int,
     fd: int,
     requests: list[Any],
     most: int,
     window: int,
-    address: int,
     direct: int,
+    address: int,
+    opcode: int,
     /,
 ) -> list[int | OSError] | int | None: ...
 def tu_pool_read(

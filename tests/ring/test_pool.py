@@ -69,9 +69,9 @@ def _read_anything(ring: int, turn: int, fd: int, requests: list[Any], most: int
 
 
 def _fill_anything(
-    ring: int, turn: int, opcode: int, fd: int, requests: list[Any], most: int, window: int, *_: int
+    ring: int, turn: int, fd: int, requests: list[Any], most: int, window: int, direct: int, address: int, opcode: int
 ) -> Any:
-    return tu_pool_buffers(ring, turn, opcode, fd, requests, most, window, 1, 1)
+    return tu_pool_buffers(ring, turn, fd, requests, most, window, 1, 1, opcode)
 
 
 @pytest.fixture

@@ -586,7 +586,7 @@ class PooledRing(_Lease):
         record = self._record or self._own()
         fd = file if file.__class__ is int and 0 <= file <= INT_MAX else descriptor(file)
         depth = _depth(depth)
-        found = tu_pool_buffers(record.address, self._turn, opcode, fd, requests, MAX_RW_COUNT, depth, 0, 0)
+        found = tu_pool_buffers(record.address, self._turn, fd, requests, MAX_RW_COUNT, depth, 0, 0, opcode)
         if found is None:
             fd = descriptor(fd)
             direct = kind(fd)
@@ -599,8 +599,10 @@ class PooledRing(_Lease):
                 for part in memory:  # not left to the frames of a traceback
                     ffi.release(part)
             requests = [(offset, buffer) for offset, (_, buffer) in zip(columns.offsets, requests, strict=True)]
-            want = alignment_of(fd) if direct else (1, 1)
-            found = tu_pool_buffers(record.address, self._turn, opcode, fd, requests, MAX_RW_COUNT, depth, *want)
+            address, unit = alignment_of(fd) if direct else (1, 1)
+            found = tu_pool_buffers(
+                record.address, self._turn, fd, requests, MAX_RW_COUNT, depth, unit, address, opcode
+            )
         if isinstance(found, list):
             return found
         self._fail(found)
