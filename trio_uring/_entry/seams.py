@@ -701,6 +701,15 @@ ANYIO_SEAMS: Final = (
         ("AsyncFile.aclose", "file_aclose", _check_uses("_fp", "to_thread", "CancelScope"), "closes, without a scope"),
         ("AsyncFile.__aiter__", "file_aiter", _check_uses("readline"), "lines that are at hand, without a call"),
     ),
+    (
+        Seam(
+            modules=("anyio._core._fileio",),
+            name="_PathIterator.__anext__",
+            why="many paths in one trip to a thread",
+            check=_check_uses("iterator", "limiter", "path_cls", "run_sync", "to_thread"),
+            replacement=AtFirstCall("_files.listing", "iterator_next"),
+        ),
+    ),
     _anyio_files(
         "anyio.streams.file",
         (
