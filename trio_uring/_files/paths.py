@@ -563,7 +563,8 @@ async def write_text(
         text.flush()
     except (LookupError, ValueError):  # the file is emptied even then
         return NotImplemented
-    await _write_whole(manager, path, binary.getbuffer())
+    # Not getbuffer(): garbage that holds one, of a call that has failed, crashes CPython 3.12.1 when it is collected (gh-111049).
+    await _write_whole(manager, path, memoryview(binary.getvalue()))
     return len(data)
 
 
