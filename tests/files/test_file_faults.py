@@ -26,7 +26,9 @@ import trio.testing
 import trio_uring
 from trio_uring._files import binary as _binary
 from trio_uring._files import opening as _opening
+from trio_uring._files import paths as _paths
 from trio_uring._loop.calls import ring_manager
+from trio_uring._ring.ring import OP_CLOSE, Ring
 
 run: Any = trio.run
 
@@ -39,6 +41,34 @@ def on_ring(main: Callable[[], Awaitable[Any]]) -> Any:
 
 def described(error: OSError) -> tuple[object, ...]:
     return type(error), error.errno, error.strerror, error.filename, str(error)
+
+
+# ------------------------------------------------------------------ closing
+
+
+@pytest.mark.parametrize(
+    "call", [("write_bytes", b"some"), ("write_text", "some"), ("touch",)], ids=lambda call: call[0]
+)
+def test_a_close_that_is_not_taken_leaves_no_descriptor(
+    call: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file may have to ask somebody, close(2) is an entry, and an entry may be refused."""
+    queue = Ring.queue
+
+    def refusing(ring: Ring, opcode: int, *arguments: Any) -> None:
+        if opcode == OP_CLOSE:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        queue(ring, opcode, *arguments)
+
+    monkeypatch.setattr(Ring, "queue", refusing)
+    monkeypatch.setattr(_paths, "is_local", lambda where: False)
+
+    async def main() -> None:
+        name, *arguments = call
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            await getattr(trio.Path(tmp_path / "file"), name)(*arguments)
+
+    on_ring(main)
 
 
 # ------------------------------------------------------------------ opening

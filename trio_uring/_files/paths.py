@@ -400,7 +400,15 @@ async def _close(manager: UringIOManager, fd: int) -> None:
     if is_local(lib.tu_where(fd, ffi.NULL)):
         os.close(fd)
     else:
-        await Uninterrupted(manager, fd, None, None).finish(OP_CLOSE, None, 0)
+        closing = Uninterrupted(manager, fd, None, None)
+        try:
+            await closing.finish(OP_CLOSE, None, 0)
+        except BaseException:
+            # An entry that was not taken, or that had no effect, leaves the descriptor open; one that failed does not (close(2)).
+            open_still = not closing.result or closing._without_effect(closing.result)
+            if open_still and not manager.ring.in_flight(closing.user_data):
+                close_descriptor(fd)
+            raise
 
 
 async def _transfer(
