@@ -94,6 +94,8 @@ struct tu_ring {
     int event_fd;
     uint64_t event_value; /* the kernel writes here */
     atomic_int wakers;    /* threads inside tu_wake(), plus CLOSING_WAKERS once closing */
+    atomic_int called;    /* tu_call() has something for the owner that has not been handed out */
+    atomic_int asleep;    /* a wait sleeps, or is about to look at `called` and to sleep */
     tu_counters stats;
     completion *stash; /* completions taken off a full queue, oldest first */
     unsigned stash_len, stash_cap;
@@ -404,6 +406,8 @@ int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int cpu, unsig
     r->polled = cpu >= 0;
     memset(&r->stats, 0, sizeof r->stats);
     register_ring_fd(r);
+    atomic_store(&r->called, 0);
+    atomic_store(&r->asleep, 0);
     atomic_store(&r->wakers, 0);
     /* A seccomp filter may allow the set-up and forbid the rest: that is for the opener to hear, not for the first wait. */
     *step = 3;
@@ -1054,6 +1058,39 @@ static int64_t recancel(tu_ring *r)
     return r->missed ? r->retry_at - now : -1;
 }
 
+/* The caller says that it has called and then looks whether anybody sleeps; who sleeps says so first and then looks whether anybody
+ * has called. In one order for all threads (these are sequentially consistent), so at least one of them sees the other. */
+int tu_call(tu_ring *r)
+{
+    if (atomic_exchange(&r->called, 1) || !atomic_load(&r->asleep))
+        return 0;
+    return tu_wake(r);
+}
+
+/* Whether it may sleep. Whoever hears 1 calls get_up() afterwards. */
+static int lie_down(tu_ring *r)
+{
+    atomic_store(&r->asleep, 1);
+    if (!atomic_load(&r->called))
+        return 1;
+    atomic_store(&r->asleep, 0);
+    return 0;
+}
+
+static void get_up(tu_ring *r)
+{
+    atomic_store(&r->asleep, 0);
+}
+
+static unsigned hand_out_call(tu_ring *r, int64_t *out, unsigned max)
+{
+    if (!max || !atomic_load_explicit(&r->called, memory_order_relaxed) || !atomic_exchange(&r->called, 0))
+        return 0;
+    out[0] = TU_CALL_DATA;
+    out[1] = out[2] = 0;
+    return 1;
+}
+
 /* Sleeping in another thread than the owner's (guest mode).
  *
  * Under DEFER_TASKRUN the ring's own descriptor is no good for that: poll(2) on it reports pending work, but work that
@@ -1082,13 +1119,14 @@ static int sleep_elsewhere(tu_ring *r, int64_t timeout_ns)
     if (read(pfd.fd, &emptied, sizeof emptied) < 0 && errno != EAGAIN)
         return -errno;
     if (load(r->ring.cq.ktail) != load(r->ring.cq.khead) || load(&r->stash_len) || load(&r->woken) || load(&r->batch_over) ||
-        load(&r->batch_late) || (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)))
+        load(&r->batch_late) || (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) || !lie_down(r))
         return 0;
     {
         TU_LET_GO;
         rc = ppoll(&pfd, 1, timeout_ns < 0 ? NULL : &ts, NULL);
         TU_TAKE_BACK;
     }
+    get_up(r);
     if (rc == 0)
         return early ? 0 : -ETIME;
     return rc < 0 && errno != EINTR ? -errno : 0;
@@ -1193,7 +1231,9 @@ static int spin_or_sleep(tu_ring *r, int64_t left)
     return rc;
 }
 
-/* `certain`: that the timeout expired is told of a ring with a poller only when that is done with all that it was given. */
+/* `certain`: that the timeout expired is told of a ring with a poller only when that is done with all that it was given, and of a ring
+ * that a wake-up has been written to not at all. Else the read of the eventfd is not queued for this wait's sake: a loop that was
+ * woken and has work to do would enter the kernel once more for it, and pass the interpreter's lock round. */
 static int wait_for(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max, int certain)
 {
     unsigned n, noted, seen = 0;
@@ -1210,7 +1250,8 @@ static int wait_for(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max, 
     r->away = 0;
     r->turns++;
     recycle_buffers(r);
-    if ((rc = arm_wake(r)) == 0)
+    rc = certain || unsent(r) ? arm_wake(r) : 0;
+    if (rc == 0)
         rc = queue_owed(r);
     if (rc < 0 && !transient(rc))
         return rc;
@@ -1225,11 +1266,12 @@ again:
     starved = batch_advance(r);
     if (kernel_flags(r) & IORING_SQ_CQ_OVERFLOW)
         count(&r->stats.cq_overflows, 1);
-    sleeping = left != 0 && !starved && !awake && !ready(r);
+    sleeping = left != 0 && !starved && !awake && !ready(r) && lie_down(r);
     if (timeout_ns > 0 && !started && (sleeping || r->batch_live))
         started = now_ns();
     if (sleeping) {
         rc = spin_or_sleep(r, early ? due : left);
+        get_up(r);
     } else if (starved && r->polled) {
         rc = poller_makes_room(r, PATIENCE);
     } else if (unsent(r) || poller_sleeps(r) || (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
@@ -1238,6 +1280,7 @@ again:
     n = reap(r, out, max, &seen);
     n = drain_overflow(r, out, max, n, &seen);
     n += batch_hand_out(r, out + 3 * n, max - n);
+    n += hand_out_call(r, out + 3 * n, max - n);
     r->handed = n;
     if (unsent(r)) {
         /* The kernel took only a part, or nothing (F22, F23): make room and try again before anybody sleeps on it. */

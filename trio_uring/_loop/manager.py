@@ -39,9 +39,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, FIRST_USER_DATA, BufferRing, HasFileno, Ring, tu_ready
+from .._ring.ring import (
+    CALL_DATA,
+    CQE_BUFFER_SHIFT,
+    CQE_F_BUFFER,
+    FIRST_USER_DATA,
+    BufferRing,
+    HasFileno,
+    Ring,
+    tu_ready,
+)
 from .operation import (
     GLOBAL_RUN_CONTEXT,
+    EntryPoll,
     Operation,
     Poll,
     SocketTransfer,
@@ -113,6 +123,7 @@ class UringIOManager:
         "buffers",
         "cancelling",
         "concurrent",
+        "entry_poll",
         "free_received",
         "free_sent",
         "handed_out",
@@ -127,6 +138,7 @@ class UringIOManager:
         "receives",
         "requeueing",
         "ring",
+        "runq",
         "sends",
         "thread",
         "tokens",
@@ -156,6 +168,10 @@ class UringIOManager:
         self.concurrent: dict[int, set[Any]] = {}
         # fd -> operations that were interrupted and whose tasks have not queued them again yet.
         self.requeueing: dict[int, set[Any]] = {}
+        # The tasks that are ready to run, once the run has been seen.
+        self.runq: Sequence[object] = ()
+        # What the entry queue's task waits for, see `entry_queue`; None as long as it has not waited.
+        self.entry_poll: EntryPoll | None = None
         self.buffers: BufferRing | None = None
         # Operations ready for use again.
         self.receives: list[Any] = []
@@ -270,21 +286,15 @@ class UringIOManager:
 
     def get_events(self, timeout: float) -> Events:
         """Submit, wait, reap. Falsy if and only if the timeout (seconds) expired."""
-        # With work at hand nobody takes this for an idle run, so what a poller is at can wait.
+        # With work at hand nobody takes this for an idle run, so what a poller is at can wait, and a wake-up.
         ring = self.ring
-        events = ring.peek() if self.polled and not timeout and self._has_work() else ring.wait(timeout)
+        events = ring.peek() if not timeout and self.runq else ring.wait(timeout)
         if events is None:
             return _NOTHING
         if events:
             self.handed_out[0] = events
             return events
         return _WOKEN
-
-    @staticmethod
-    def _has_work() -> bool:
-        """Whether tasks are ready to run. In guest mode also asked by the thread that sleeps, when none is."""
-        runner = getattr(GLOBAL_RUN_CONTEXT, "runner", None)
-        return runner is not None and bool(runner.runq)
 
     def process_events(self, events: Events) -> None:
         """Hand the completions to their operations. Always on the run's own thread."""
@@ -294,21 +304,26 @@ class UringIOManager:
             events = ring.peek() or _NOTHING
         if not events:
             ring.owner_back()
+            self.runq = GLOBAL_RUN_CONTEXT.runner.runq
             if self.adaptive:
-                self.try_first = len(GLOBAL_RUN_CONTEXT.runner.runq) == 1
+                self.try_first = len(self.runq) == 1
             return
         self.lone_completion = len(events) == 3
         operations = self.operations
         runner = GLOBAL_RUN_CONTEXT.runner
-        runq = runner.runq
+        self.runq = runq = runner.runq
         observed = "task_scheduled" in runner.instruments
         memory = self.buffers.memory if self.buffers else b""
         each = iter(events)
         for user_data, result, flags in zip(each, each, each, strict=True):
             try:
                 operation = operations[user_data]
-            except KeyError:  # STRAY_DATA, and whose it claims to be
-                _log.warning("io_uring: a completion of entry %d, which is not in flight, has been ignored", result)
+            except KeyError:
+                if user_data == CALL_DATA:
+                    if self.entry_poll is not None:
+                        self.entry_poll.called()
+                else:  # STRAY_DATA, and whose it claims to be
+                    _log.warning("io_uring: a completion of entry %d, which is not in flight, has been ignored", result)
                 continue
             if (
                 operation.__class__ is SocketTransfer
