@@ -313,9 +313,11 @@ def test_calls_while_the_run_ends(backend: Backend) -> None:
 def test_calls_between_runs_in_threads(backend: Backend) -> None:
     """Each run has its own queue and its own ring."""
     tokens: dict[int, trio.lowlevel.TrioToken] = {}
-    ready = threading.Barrier(3)
+    ready = threading.Barrier(3, timeout=PATIENCE)
 
     def one(number: int) -> None:
+        after = (number + 1) % 3
+
         async def main() -> None:
             turns = 0
             done = trio.Event()
@@ -326,14 +328,13 @@ def test_calls_between_runs_in_threads(backend: Backend) -> None:
                 if turns == 100:
                     done.set()
                 if turns < 100 or number:  # the last to be called a hundredth time is the first run
-                    other.run_sync_soon(calls[(number + 1) % 3])
+                    tokens[after].run_sync_soon(calls[after])
 
             tokens[number] = trio.lowlevel.current_trio_token()
             calls[number] = called
             await trio.to_thread.run_sync(ready.wait)
-            other = tokens[(number + 1) % 3]
             if number == 0:
-                other.run_sync_soon(calls[1])
+                tokens[after].run_sync_soon(calls[after])
             with trio.fail_after(PATIENCE):
                 await done.wait()
             await trio.to_thread.run_sync(ready.wait)
