@@ -588,7 +588,7 @@ OPERATION_SEAMS: Final = (
         name="WakeupSocketpair.wait_woken",
         why="calls from other threads wake the loop by the ring's eventfd",
         check=_check_wait_woken,
-        replacement=AtFirstCall("_loop.entry_queue", "wait_woken"),
+        replacement=AtFirstCall("_loop.manager", "wait_woken"),
     ),
     *(
         Seam(

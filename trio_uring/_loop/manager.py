@@ -24,6 +24,18 @@ close(2) ends no request: the ring's requests hold the file, so the peer would s
 would run on whatever file gets the number next. `notify_closing` therefore ends them in the kernel before it returns,
 if there are any: waiting ones, and cancelled ones that the kernel has not ended yet. The books know each by its name. Those
 of another descriptor of the same open file are not asked: they go on.
+
+Calls from other threads
+========================
+How Trio's entry queue (`TrioToken.run_sync_soon`) wakes the loop. Trio's own way is a byte through a socket pair, for
+a poll and two reads. Here it is `Ring.call`, which makes no system call as long as the loop is not asleep, and else
+writes the ring's eventfd. Signals stay with the socket pair, as `signal.set_wakeup_fd` writes one byte and an eventfd
+takes eight; its poll stays in the ring from one sleep of the queue's task to the next.
+
+No wake-up is lost. `EntryQueue.run_sync_soon` puts the call into the queue and then wakes; the queue's task looks
+into the queue and goes to sleep with no turn of the loop in between. So a call that comes too late for that look
+finds the task asleep by the time that the loop hands out CALL_DATA, as `Ring.call` has it do in this turn or the
+next.
 """
 
 from __future__ import annotations
@@ -34,7 +46,7 @@ import logging
 import select
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -170,7 +182,7 @@ class UringIOManager:
         self.requeueing: dict[int, set[Any]] = {}
         # The tasks that are ready to run, once the run has been seen.
         self.runq: Sequence[object] = ()
-        # What the entry queue's task waits for, see `entry_queue`; None as long as it has not waited.
+        # What the entry queue's task waits for, see `wait_woken`; None as long as it has not waited.
         self.entry_poll: EntryPoll | None = None
         self.buffers: BufferRing | None = None
         # Operations ready for use again.
@@ -447,3 +459,26 @@ class UringIOManager:
     def operation(self, fd: int, keep: object, waiters: dict[int, Any] | None = None) -> Operation:
         """A direct operation to `perform`; `waiters` is `readers`, `writers`, or None where many may run at once."""
         return Operation(self, fd, keep, waiters)
+
+
+def wait_woken(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """For WakeupSocketpair.wait_woken, of which only the entry queue's is served here."""
+
+    @trio.lowlevel.enable_ki_protection  # type: ignore[type-var]
+    @functools.wraps(original)
+    async def wait_woken(self: Any) -> None:
+        runner = GLOBAL_RUN_CONTEXT.runner
+        manager = runner.io_manager
+        if manager.__class__ is not UringIOManager or runner.entry_queue.wakeup is not self:
+            return await original(self)
+        poll = manager.entry_poll
+        if poll is None:
+            # What has been written to the socket pair before is found by its poll.
+            self.wakeup_thread_and_signal_safe = manager.ring.call
+        if poll is None or poll.task is None:
+            poll = manager.entry_poll = EntryPoll(manager, self.wakeup_sock.fileno(), GLOBAL_RUN_CONTEXT.task)
+        await poll.sleep()
+        if poll.task is None:
+            self.drain()
+
+    return wait_woken
