@@ -16,13 +16,14 @@ import os
 import resource
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from benchmarks import pool
-from benchmarks.files import BLOCK, DATA, cached, check, file_of_blocks, offsets, small_files, text_file
+from benchmarks.files import BLOCK, DATA, FILES, cached, check, file_of_blocks, offsets, small_files, text_file
 from benchmarks.model import CANDIDATE, REFERENCE, Contender, Play, Stage
 
 CHUNK = 65536
@@ -295,18 +296,18 @@ def _fio_probe() -> None:
         raise RuntimeError("fio is not installed")
 
 
-def _floor() -> str:
-    """floor.c as a program, in the cache of this checkout's build directory."""
-    source = Path(__file__).with_name("floor.c")
+def _floor(name: str = "floor.c") -> str:
+    """That file as a program, in the cache of this checkout's build directory."""
+    source = Path(__file__).with_name(name)
     DATA.mkdir(parents=True, exist_ok=True)
     mark = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
-    program = DATA / f"floor-{mark}"
+    program = DATA / f"{source.stem}-{mark}"
     if not program.exists():
         made = f"{program}.{os.getpid()}"
         command = [os.environ.get("CC", "cc"), "-O2", "-o", made, str(source), "-luring"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"floor.c does not compile: {done.stderr.strip().splitlines()[-1]}")
+            raise RuntimeError(f"{name} does not compile: {done.stderr.strip().splitlines()[-1]}")
         os.replace(made, program)
     return str(program)
 
@@ -323,6 +324,18 @@ def _floor_reads(workload: str, stage: Stage) -> None:
     stage.measured(count, count * wall, count * cpu, lap_us, lap_us)
 
 
+def _floor_whole_files(workload: str, stage: Stage) -> None:
+    rounds = max(10, round(stage.seconds * 100))
+    with tempfile.NamedTemporaryFile("w") as names:
+        names.writelines(f"{path}\n" for path in small_files())
+        names.flush()
+        command = [_floor("whole_files_floor.c"), names.name, str(rounds)]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    cpu, wall = (float(word.partition("=")[2]) / 1e9 for word in said.split())
+    count = rounds * FILES
+    stage.measured(count, count * wall, count * cpu, wall * FILES * 1e6, wall * FILES * 1e6)
+
+
 def _pool_floor(workload: str, stage: Stage) -> None:
     options = [] if stage.block else ["kept"]
     pool.tell(stage, *pool.in_c(*options, seconds=stage.seconds, threads=stage.tasks))
@@ -335,6 +348,7 @@ def _preadv_in_threads(workload: str, stage: Stage) -> None:
 
 def _floor_probe() -> None:
     _floor()
+    _floor("whole_files_floor.c")
 
 
 def _jobs(**jobs: Play) -> Mapping[str, Play]:
@@ -416,7 +430,7 @@ CONTENDERS: tuple[Contender, ...] = (
         name="c-floor",
         title="C with liburing (floor.c)",
         probe=_floor_probe,
-        jobs=_jobs(read_many_cached=_floor_reads, pool_cached=_pool_floor),
+        jobs=_jobs(read_many_cached=_floor_reads, pool_cached=_pool_floor, whole_files=_floor_whole_files),
     ),
 )
 

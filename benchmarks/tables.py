@@ -50,6 +50,7 @@ TABLES: Mapping[str, tuple[Row, ...]] = {
         Row("echo 1 KiB over TLS", "tls_echo"),
         Row("Hypercorn, JSON", "hypercorn_json"),
         *_FILES,
+        Row("a thousand small files, `read_files`", "whole_files/read_files"),
         Row("a wake-up from a thread and back", "wake_thread"),
     ),
     "sockets": (
@@ -83,6 +84,10 @@ TABLES: Mapping[str, tuple[Row, ...]] = {
         *_FILES,
         Row("`read_at` 4 KiB, 32 tasks", "read_4k/32", to="trio-threads"),
         Row("`anyio.open_file`, read, close, 4 KiB", "open_anyio"),
+        Row("one of 1,000 files of 4 KiB, `read_files`", "whole_files/read_files"),
+        Row("the same, `Path.read_bytes` from 32 tasks", "whole_files/read_bytes"),
+        Row("an entry, `anyio.Path.iterdir` and `is_dir`", "listing/is_dir"),
+        Row("an entry, `anyio.Path.rglob`", "listing/rglob"),
         Row("one of 1,024 reads of 4 KiB, page cache", "read_many_cached"),
         Row("one of 1,024 reads of 4 KiB, O_DIRECT", "read_many_direct"),
         Row("a line of text, `async for`", "text_lines"),
