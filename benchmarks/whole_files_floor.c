@@ -4,8 +4,8 @@
  *   cc -O2 -o whole_files_floor benchmarks/whole_files_floor.c
  *   ./whole_files_floor NAMES [rounds]
  *
- * NAMES has a path on each line. Each round opens every file, asks for its size, reads it into memory of its own, reads on to its
- * end and closes it; then all memory is freed. Prints one line: CPU and wall time of each file, of the median round.
+ * NAMES has a path on each line. Each round opens every file, asks for its size, reads it into memory of its own and closes
+ * it; then all memory is freed. Prints one line: CPU and wall time of each file, of the median round.
  */
 #include <fcntl.h>
 #include <stdint.h>
@@ -52,10 +52,14 @@ static void one_round(void)
 
         if (fd < 0 || fstat(fd, &st) < 0 || !(contents[i] = malloc((size_t)st.st_size + 1)))
             fail(names[i]);
-        while ((got = read(fd, contents[i] + done, (size_t)st.st_size + 1 - done)) > 0)
+        do { /* one byte more than the file has: a read that comes short has met the end */
+            got = read(fd, contents[i] + done, (size_t)st.st_size + 1 - done);
+            if (got < 0)
+                fail(names[i]);
             done += (size_t)got;
-        if (got < 0)
-            fail(names[i]);
+        } while (got > 0 && done > (size_t)st.st_size);
+        if (done != (size_t)st.st_size)
+            fail("a file that changed meanwhile");
         close(fd);
     }
     for (unsigned i = 0; i < count; i++)
