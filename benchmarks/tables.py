@@ -112,6 +112,7 @@ TABLES: Mapping[str, tuple[Row, ...]] = {
     ),
     "web": (
         Row("Hypercorn, JSON", "hypercorn_json"),
+        Row("Hypercorn, JSON over HTTP/2", "hypercorn_h2"),
         Row("`StaticFiles`, 1 KiB", "static_files/1k"),
         Row("`StaticFiles`, 1 MiB", "static_files/1m"),
         Row("1 KiB from memory, no file", "static_files/no_file"),
