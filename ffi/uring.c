@@ -142,6 +142,7 @@ static void batch_free_all(tu_ring *r);
 #define TU_MARK_DATA 3 /* an entry that the shim waits for, to know how far the poller is */
 static int poller_sleeps(tu_ring *r);
 static int poller_wake(tu_ring *r);
+static int write_wake(tu_ring *r);
 static int poller_makes_room(tu_ring *r, unsigned rounds);
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -1064,7 +1065,7 @@ int tu_call(tu_ring *r)
 {
     if (atomic_exchange(&r->called, 1) || !atomic_load(&r->asleep))
         return 0;
-    return tu_wake(r);
+    return write_wake(r); /* EAGAIN too is told: one that is pending should be, but the caller can do more than believe it */
 }
 
 /* Whether it may sleep. Whoever hears 1 calls get_up() afterwards. */
@@ -1337,7 +1338,7 @@ int tu_peek(tu_ring *r, int64_t *out, unsigned max)
     return wait_for(r, 0, out, max, 0);
 }
 
-int tu_wake(tu_ring *r)
+static int write_wake(tu_ring *r)
 {
     uint64_t one = 1;
     int rc = 0, saved = errno;
@@ -1345,8 +1346,7 @@ int tu_wake(tu_ring *r)
     if (atomic_fetch_add(&r->wakers, 1) < CLOSING_WAKERS) {
         int notify = __atomic_load_n(&r->notify_fd, __ATOMIC_ACQUIRE);
 
-        /* EAGAIN: the counter is full, so a wake-up is pending already. */
-        if (write(r->event_fd, &one, sizeof one) < 0 && errno != EAGAIN)
+        if (write(r->event_fd, &one, sizeof one) < 0)
             rc = -errno;
         /* The kernel's own signal for a read of an eventfd comes milliseconds late, see renew_notify(). */
         if (notify >= 0 && write(notify, &one, sizeof one) < 0 && errno != EAGAIN)
@@ -1357,6 +1357,13 @@ int tu_wake(tu_ring *r)
     atomic_fetch_sub(&r->wakers, 1);
     errno = saved;
     return rc;
+}
+
+int tu_wake(tu_ring *r)
+{
+    int rc = write_wake(r);
+
+    return rc == -EAGAIN ? 0 : rc; /* the counter is full, so a wake-up is pending already */
 }
 
 /* Submits, and runs deferred work until none is left: it is what drops the references to files of cancelled requests (F18). About

@@ -77,7 +77,7 @@ int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max);
 int tu_peek(tu_ring *r, int64_t *out, unsigned max); /* tu_wait() with 0, for who would go on all the same: no waiting for a poller, nor any look for wake-ups */
 int tu_wake(tu_ring *r);
 /* Has the next wait hand out TU_CALL_DATA; ends one under way as tu_wake() does, and of an owner who does not sleep it makes no system
- * call. What the caller did before is seen by who has been handed that. */
+ * call. What the caller did before is seen by who has been handed that. A negated errno: nobody has been woken; EBADF: it is closed. */
 int tu_call(tu_ring *r);
 void tu_spin(tu_ring *r, int64_t ns); /* how long tu_wait() may look for completions before it sleeps; at first 0 */
 

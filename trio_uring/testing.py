@@ -784,10 +784,11 @@ class SimulatedRing(Ring):
         finally:
             self._wakers.pop()
 
-    def call(self) -> None:
+    def call(self) -> bool:
         self._called = True
         if self._asleep:
             self.wake()
+        return True
 
     def _lie_down(self) -> bool:
         self._asleep = True

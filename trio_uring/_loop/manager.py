@@ -461,6 +461,17 @@ class UringIOManager:
         return Operation(self, fd, keep, waiters)
 
 
+def _waker(ring: Ring, by_socket_pair: Callable[[], None]) -> Callable[[], None]:
+    """What wakes the loop for a call: the ring, or where the kernel refuses that (F12) the socket pair, whose poll is there."""
+    call = ring.call
+
+    def wake() -> None:
+        if not call():
+            by_socket_pair()
+
+    return wake
+
+
 def wait_woken(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     """For WakeupSocketpair.wait_woken, of which only the entry queue's is served here."""
 
@@ -474,7 +485,7 @@ def wait_woken(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaita
         poll = manager.entry_poll
         if poll is None:
             # What has been written to the socket pair before is found by its poll.
-            self.wakeup_thread_and_signal_safe = manager.ring.call
+            self.wakeup_thread_and_signal_safe = _waker(manager.ring, self.wakeup_thread_and_signal_safe)
         if poll is None or poll.task is None:
             poll = manager.entry_poll = EntryPoll(manager, self.wakeup_sock.fileno(), GLOBAL_RUN_CONTEXT.task)
         await poll.sleep()

@@ -493,13 +493,13 @@ class Ring:
         """End the current or the next `wait`. Any thread, any signal handler; after `close` it does nothing."""
         lib.tu_wake(self._r)
 
-    def call(self) -> None:
+    def call(self) -> bool:
         """Tell the owner that there is something for it: a `wait` under way ends, and that one or else the next hands out
-        CALL_DATA, 0, 0; several calls in between count for one.
+        CALL_DATA, 0, 0; several calls in between count for one. False where the kernel refused to end the wait.
 
         Any thread, any signal handler; after `close` it does nothing. Only where the owner sleeps is there a system call.
         """
-        lib.tu_call(self._r)
+        return lib.tu_call(self._r) in (0, -errno.EBADF)
 
     # -------------------------------------------------------------- the end
 
