@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import socket
 import tempfile
 import threading
@@ -17,7 +18,7 @@ from trio_uring import RingGroup
 from trio_uring._ring.group import GroupRing
 from trio_uring._ring.ring import (
     FIRST_USER_DATA,
-    OP_FSYNC,
+    IOSQE_ASYNC,
     OP_NOP,
     OP_OPENAT,
     OP_READ,
@@ -322,16 +323,28 @@ def test_full_queues_lose_nothing() -> None:
         assert ring.counters().inflight == 0
 
 
-def test_the_limit_of_workers_holds() -> None:
-    """F50: it is the poller's pool that is limited, whoever asks."""
-    with ring_of(io_group(workers=2)) as ring, tempfile.TemporaryFile() as file:
-        for number in range(50):
-            ring.queue(OP_FSYNC, ONE + number, file.fileno())
-        seen = 0
-        while ring.counters().inflight:
-            seen = max(seen, len(threads("iou-wrk")))
+def test_the_limit_of_workers_holds(tmp_path: pathlib.Path) -> None:
+    """F50: it is the poller's pool that is limited, whoever asks. Each open waits for the FIFO's other end and holds a worker."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    path = ffi.new("char[]", os.fsencode(fifo))
+    with ring_of(io_group(workers=2)) as ring:
+        for number in range(10):
+            ring.queue(OP_OPENAT, ONE + number, -100, path, flags=IOSQE_ASYNC)
+        busy: set[int] = set()
+        deadline = time.monotonic() + 10
+        while len(busy) < 2 and time.monotonic() < deadline:
             ring.wait(0.01)
-        assert 1 <= seen <= 2
+            busy = set(threads("iou-wrk"))
+        writer = os.open(fifo, os.O_WRONLY)
+        opened = []
+        while ring.counters().inflight:
+            busy |= set(threads("iou-wrk"))
+            opened += [result for _, result in completions(ring, 1)]
+        for descriptor in [writer, *opened]:
+            os.close(descriptor)
+    assert len(opened) == 10
+    assert len(busy) == 2
 
 
 def test_a_ring_that_is_closed_with_work_in_flight_drains() -> None:
