@@ -9,7 +9,7 @@ ACCEPTANCE ?= ../shared/acceptance
 SOURCES := pyproject.toml $(wildcard ffi/* trio_uring/*.py trio_uring/*/*.py trio_uring/startup/*) README.md
 DEBIAN := gcc:gcc libc6-dev:/usr/include/stdlib.h pkg-config:pkg-config liburing-dev:/usr/include/liburing.h strace:strace python3-venv:@venv python3-dev:@headers
 
-.PHONY: demo test lint docs acceptance cancellation versions suites pythons wheel release faults programs fuzz sanitizers valgrind soak kernels bench figures clean packages
+.PHONY: demo test lint docs acceptance cancellation versions suites pythons liburings wheel release faults programs fuzz sanitizers valgrind soak kernels bench figures clean packages
 
 demo: $(VENV)/installed
 	@$(BIN)/python docs/demo/demo.py
@@ -62,13 +62,17 @@ cancellation: $(VENV)/installed
 	  $(BIN)/pytest -v -p trio_uring.cancellation --trio-io-backend=$$backend $(CANCELLATION) \
 	  || exit; done
 
+# The shim built with liburing 2.3, 2.9 and the newest of Debian's archive, with the ring's tests on each.
+liburings: $(VENV)/installed
+	$(BIN)/python tests/liburings.py
+
 # A wheel, checked, and tried in an empty environment on a machine view without liburing.
 wheel: packages
 	PYTHON=$(PYTHON) tests/wheel.sh
 
 # What is uploaded, into dist/: wheels for x86-64 and 64-bit ARM, glibc and musl, built twice and compared, audited, tried, with a
 # bill of materials.
-release: DEBIAN += gcc-aarch64-linux-gnu:aarch64-linux-gnu-gcc qemu-user-static:qemu-aarch64-static
+release: DEBIAN += gcc-aarch64-linux-gnu:aarch64-linux-gnu-gcc libc6-dev-arm64-cross:/usr/aarch64-linux-gnu/include/stdlib.h qemu-user-static:qemu-aarch64-static
 release: packages
 	$(PYTHON) tests/release.py
 

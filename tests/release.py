@@ -202,7 +202,7 @@ def built(
         top = unpacked(source, scratch / str(number))
         out = scratch / f"wheel-{number}"
         told = settings(system, roots[system.machine])
-        build = (python, "-m", "build", "-q", "--no-isolation", "--wheel", "--outdir", out, top)
+        build = (python, "-m", "build", "--no-isolation", "--wheel", "--outdir", out, top)
         run(*build, cwd=scratch, **date | told)
         made |= dict.fromkeys(out.iterdir(), system)
     here = {"PKG_CONFIG_LIBDIR": settings(HERE, roots[HERE.machine])["PKG_CONFIG_LIBDIR"]}

@@ -1,4 +1,4 @@
-"""`python -m trio_uring dump PID`: of a process that nothing was prepared in, asleep in the ring."""
+"""A process asleep in the ring, in which nothing was prepared: `python -m trio_uring dump PID`, and CPython's own tools."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -137,3 +138,31 @@ def test_the_interpreters_own_profiler_sees_a_run_that_sleeps() -> None:
         return
     assert done.returncode == 0, done.stderr
     assert "Ring.wait" in done.stdout, done.stdout
+
+
+def test_the_interpreters_own_debugger_sees_a_run_once_it_wakes() -> None:
+    """`python -m pdb -p PID` (CPython 3.14) leaves word, which a run that sleeps reads when it has been stopped and goes on."""
+    command = [sys.executable, "-m", "pdb", "-p"]
+    with (
+        asleep("uring") as (pid, _turns),
+        subprocess.Popen(
+            [*command, str(pid)],
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as debugger,
+    ):
+        deadline = time.monotonic() + 60
+        while sys.version_info >= (3, 14) and not select.select([debugger.stdout], [], [], 0.1)[0]:
+            assert time.monotonic() < deadline
+            for number in (signal.SIGSTOP, signal.SIGCONT):
+                os.kill(pid, number)
+        told, _ = debugger.communicate("where\np type(self).__name__\nquit\n", timeout=60)
+        assert os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None  # it goes on
+    if sys.version_info < (3, 14):
+        assert "option -p not recognized" in told
+        return
+    assert "_ring/ring.py(" in told, told  # the stack of the thread, from the program down to the wait
+    assert "'Ring'" in told, told
