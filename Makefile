@@ -9,7 +9,7 @@ ACCEPTANCE ?= ../shared/acceptance
 SOURCES := pyproject.toml $(wildcard ffi/* trio_uring/*.py trio_uring/*/*.py trio_uring/startup/*) README.md
 DEBIAN := gcc:gcc libc6-dev:/usr/include/stdlib.h pkg-config:pkg-config liburing-dev:/usr/include/liburing.h strace:strace python3-venv:@venv python3-dev:@headers
 
-.PHONY: demo test lint docs acceptance cancellation versions suites pythons liburings wheel release faults programs fuzz sanitizers valgrind soak kernels bench figures clean packages
+.PHONY: demo test lint docs acceptance cancellation versions suites pythons liburings filesystems wheel release faults programs fuzz sanitizers valgrind soak kernels bench figures clean packages
 
 demo: $(VENV)/installed
 	@$(BIN)/python docs/demo/demo.py
@@ -65,6 +65,11 @@ cancellation: $(VENV)/installed
 # The shim built with liburing 2.3, 2.9 and the newest of Debian's archive, with the ring's tests on each.
 liburings: $(VENV)/installed
 	$(BIN)/python tests/liburings.py
+
+# The tests that work on files, on an overlay, tmpfs, XFS and Btrfs, mounted for that.
+filesystems: DEBIAN += xfsprogs:mkfs.xfs btrfs-progs:mkfs.btrfs
+filesystems: $(VENV)/installed
+	PYTHON=$(BIN)/python tests/filesystems.sh
 
 # A wheel, checked, and tried in an empty environment on a machine view without liburing.
 wheel: packages
