@@ -9,7 +9,7 @@ ACCEPTANCE ?= ../shared/acceptance
 SOURCES := pyproject.toml $(wildcard ffi/* trio_uring/*.py trio_uring/*/*.py trio_uring/startup/*) README.md
 DEBIAN := gcc:gcc libc6-dev:/usr/include/stdlib.h pkg-config:pkg-config liburing-dev:/usr/include/liburing.h strace:strace python3-venv:@venv python3-dev:@headers
 
-.PHONY: demo test lint docs acceptance cancellation versions suites pythons liburings filesystems wheel release faults programs fuzz sanitizers valgrind soak kernels bench figures clean packages
+.PHONY: demo test lint docs acceptance cancellation versions suites pythons liburings filesystems containers wheel release faults programs fuzz sanitizers valgrind soak kernels bench figures clean packages
 
 demo: $(VENV)/installed
 	@$(BIN)/python docs/demo/demo.py
@@ -70,6 +70,11 @@ liburings: $(VENV)/installed
 filesystems: DEBIAN += xfsprogs:mkfs.xfs btrfs-progs:mkfs.btrfs
 filesystems: $(VENV)/installed
 	PYTHON=$(BIN)/python tests/filesystems.sh
+
+# A run under the system call filters of Docker, Podman and systemd themselves (docs/containers.md).
+containers: DEBIAN += libseccomp2:/usr/lib/x86_64-linux-gnu/libseccomp.so.2
+containers: $(VENV)/installed
+	$(BIN)/python tests/containers.py
 
 # A wheel, checked, and tried in an empty environment on a machine view without liburing.
 wheel: packages
