@@ -357,6 +357,8 @@ static int try_essentials(tu_ring *r, int *step)
             }
             store(cq->khead, head + 1);
         }
+        if (unsent(r))
+            return 0; /* not taken (F3): to the first wait, too. Another round would overwrite them. */
     }
     return 0;
 }

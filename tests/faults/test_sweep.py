@@ -92,3 +92,45 @@ def test_half_of_a_transfer_is_told_and_the_rest_is_where_it_was() -> None:
 
         trio_uring.run(main, io_backend=trio_uring.UringBackend(speculate=False))
         """)
+
+
+def test_a_raw_readinto_is_one_read_and_all_of_it_is_told(tmp_path: Path) -> None:
+    """As the builtin's. A second one that a cancel ends would leave in the caller's memory what nobody has told of."""
+    path = tmp_path / "file"
+    path.write_bytes(b"12345678")
+    program_on_faulty(f"""
+        import trio, trio_uring
+        from trio_uring._ring.ring import lib
+
+        async def main():
+            memory = bytearray(8)
+            async with await trio.open_file({str(path)!r}, "rb", buffering=0) as file:
+                lib.tf_arm(lib.TF_PART, 1, 1, 0)
+                assert await file.readinto(memory) == 4
+                assert memory == b"1234" + bytes(4) and await file.tell() == 4
+            async with await trio.open_file({str(path)!r}, "rb", buffering=4) as file:
+                lib.tf_arm(lib.TF_PART, 1, 1, 0)
+                assert await file.readinto(memory) == 8 and memory == b"12345678"
+
+        trio_uring.run(main, io_backend=trio_uring.UringBackend(speculate=False))
+        """)
+
+
+def test_what_an_opened_ring_tries_is_not_overwritten_where_the_kernel_does_not_take_it() -> None:
+    """F3, F56: on a queue of two, which three trials fill twice."""
+    program_on_faulty("""
+        from trio_uring._ring.ring import OP_NOP, Ring, lib
+
+        lib.tf_arm(lib.TF_SHORT, 1, 3, 0)
+        ring = Ring(2, 4)
+        try:
+            for user_data in range(100, 110):
+                ring.queue(OP_NOP, user_data)
+            wanted = set(range(100, 110))
+            while wanted:
+                found = ring.wait(5)
+                assert found is not None, wanted
+                wanted -= set(found[::3])
+        finally:
+            ring.close()
+        """)

@@ -231,16 +231,16 @@ class BinaryFile:
         address = ffi.from_buffer(data) if type(data) is bytes else data
         return self._transfer(OP_WRITE, (data, address), address + start, len(data) - start)
 
-    async def _read_at(self, address: Any, size: int, offset: int) -> int:
-        """Read at an offset until there are `size` bytes or the file ends; the number of bytes."""
+    async def _read_at(self, address: Any, size: int, offset: int, once: bool = False) -> int:
+        """Read at an offset until there are `size` bytes or the file ends, or `once`; the number of bytes."""
         done = 0
         while done < size:
             part = min(size - done, MAX_RW_COUNT)
             aside = IOSQE_ASYNC if part > WORKER_THRESHOLD else 0
             got = await transfer(self.manager, OP_READ, self.fd, address, address + done, part, offset + done, aside)
-            if got == 0:
-                break
             done += got
+            if got == 0 or once:
+                break
         return done
 
     # ------------------------------------------------------------------ reading ahead
@@ -399,7 +399,7 @@ class BinaryFile:
         return real.read1(size)
 
     async def readinto(self, buffer: Any) -> Any:
-        """As `read`, into the caller's memory."""
+        """As `read`, into the caller's memory. Buffered and cancelled, what had been read into that is undefined."""
         real = self.real
         try:
             memory = ffi.from_buffer(buffer, require_writable=True)
@@ -419,7 +419,8 @@ class BinaryFile:
             position = os.lseek(self.fd, 0, os.SEEK_CUR)
             if lib.tu_remaining(self.fd) == 0:
                 return 0
-            done = await self._read_at(memory, size, position)
+            # Raw: a second read that is cancelled would leave in the caller's memory what the first has read, and nobody told.
+            done = await self._read_at(memory, size, position, once=not self.buffered)
             os.lseek(self.fd, position + done, os.SEEK_SET)
             if self.buffered:
                 with InPlace(self.raw, {"readinto": lambda _: 0}):
