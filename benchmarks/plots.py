@@ -17,7 +17,7 @@ from benchmarks.tables import TITLES
 from benchmarks.workloads import find_workloads
 
 DIRECTORY = Path(__file__).parent.parent / "docs" / "plots"
-YS = {"cpu_us": "CPU µs, each", "p99_us": "99th percentile, µs"}
+YS = {"cpu_us": "CPU µs, each", "p99_us": "99th percentile, µs", "rate": "a second"}
 
 
 def plotted() -> list[Workload]:

@@ -1,20 +1,16 @@
-"""Threads that read lists of blocks: what the workloads of the pool share, and the scaling from 1 thread to 64.
-
-    python -m benchmarks.pool [--png FILE]     blocks a second for 1 to 64 threads, by the pool, by C and by os.preadv; a plot
+"""Threads that read lists of blocks: what the workloads of the pool share.
 
 Knows the pool and C's floor; knows nothing of the harness but its stage.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import subprocess
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,7 @@ from benchmarks.files import BLOCK, DATA, cached, check, file_of_blocks, offsets
 from benchmarks.model import Stage
 
 COUNT = 64
-LISTS = 16
+LISTS = 64
 WARM = 0.2
 
 Round = Callable[[list[int]], None]
@@ -53,8 +49,12 @@ def in_c(*options: str, seconds: float, threads: int = 8, count: int = COUNT) ->
 def in_threads(
     make: Callable[[int], Round], seconds: float, threads: int = 8, count: int = COUNT
 ) -> tuple[int, float, float]:
-    """The same of threads of this process, each with a `Round` of its own, made for a descriptor."""
-    done, ready, over = [0] * threads, threading.Barrier(threads + 1), threading.Event()
+    """The same of threads of this process, each with a `Round` of its own, made for a descriptor.
+
+    A thread's rate is counted from the end of one of its lists to the end of another, so that a long list is no error of the window.
+    """
+    ready, begun, over = threading.Barrier(threads + 1), threading.Event(), threading.Event()
+    rates: list[float] = []
     failed: list[BaseException] = []
 
     def work(number: int) -> None:
@@ -63,11 +63,19 @@ def in_threads(
             lists = [[next(places) for _ in range(count)] for _ in range(LISTS)]
             read = make(number)
             ready.wait()
-            turn = 0
-            while not over.is_set():
+            turn = first = 0
+            since = until = 0.0
+            while True:
                 read(lists[turn % LISTS])
                 turn += 1
-                done[number] += count
+                if over.is_set():
+                    break
+                if begun.is_set():
+                    until = time.monotonic()
+                    if not since:
+                        first, since = turn, until
+            if until > since:
+                rates.append((turn - 1 - first) * count / (until - since))
         except BaseException as error:
             failed.append(error)
             ready.abort()
@@ -77,15 +85,16 @@ def in_threads(
         thread.start()
     ready.wait()
     time.sleep(WARM)
-    before, wall, cpu = sum(done), time.monotonic(), time.process_time()
+    begun.set()
+    wall, cpu = time.monotonic(), time.process_time()
     time.sleep(seconds)
-    found = sum(done) - before, time.monotonic() - wall, time.process_time() - cpu
+    wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     over.set()
     for thread in started:
         thread.join()
     if failed:
         raise failed[0]
-    return found
+    return round(sum(rates) * wall), wall, cpu
 
 
 def by_prepared_list(pool: Any, fd: int) -> Callable[[int], Round]:
@@ -160,7 +169,7 @@ def play(
 
     path = file_of_blocks() if flags else cached(file_of_blocks())
     fd = os.open(path, os.O_RDONLY | flags)
-    with trio_uring.RingPool(stage.tasks, entries) as pool:
+    with trio_uring.RingPool(min(stage.tasks, 8), entries) as pool:
         tell(stage, *in_threads(how(pool, fd), stage.seconds, stage.tasks, count), count)
     os.close(fd)
 
@@ -169,51 +178,3 @@ def tell(stage: Stage, blocks: int, wall: float, cpu: float, count: int = COUNT)
     """What has been measured, a lap being a list."""
     lap = wall * stage.tasks * count / blocks * 1e6
     stage.measured(blocks, wall, cpu, lap, lap)
-
-
-def scaling(seconds: float, rounds: int) -> dict[str, list[tuple[int, float]]]:
-    """Blocks a second for each number of threads, by each way; in turns, the best of each."""
-    import trio_uring
-
-    found: dict[str, dict[int, float]] = {}
-    fd = os.open(cached(file_of_blocks()), os.O_RDONLY)
-    for _ in range(rounds):
-        for threads in (1, 2, 4, 8, 16, 32, 64):
-            with closing(trio_uring.RingPool(min(threads, 8))) as pool:
-                ways = {
-                    "C, one ring for each thread": in_c(seconds=seconds, threads=threads),
-                    "readinto_many": in_threads(into_buffers(pool, fd), seconds, threads),
-                    "read_many": in_threads(by_prepared_list(pool, fd), seconds, threads),
-                    "os.preadv": in_threads(by_preadv(fd), seconds, threads),
-                }
-            for name, (blocks, wall, _cpu) in ways.items():
-                best = found.setdefault(name, {})
-                best[threads] = max(best.get(threads, 0.0), blocks / wall)
-    os.close(fd)
-    return {name: sorted(best.items()) for name, best in found.items()}
-
-
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    arguments.add_argument("--png", help="where the plot goes; without it figures are printed only")
-    arguments.add_argument("--seconds", type=float, default=0.5)
-    arguments.add_argument("--rounds", type=int, default=3)
-    given = arguments.parse_args()
-    found = scaling(given.seconds, given.rounds)
-    for name, points in found.items():
-        print(f"{name:30}", *(f"{threads}: {rate / 1e6:.2f} M/s" for threads, rate in points))
-    if given.png:
-        from matplotlib import pyplot  # type: ignore[import-not-found,unused-ignore]
-
-        figure, axes = pyplot.subplots(figsize=(7, 4))
-        for name, points in found.items():
-            axes.plot([t for t, _ in points], [rate / 1e6 for _, rate in points], marker="o", label=name)
-        axes.set(xscale="log", xlabel="threads", ylabel="million blocks of 4 KiB a second", ylim=(0, None))
-        axes.set_xticks([1, 2, 4, 8, 16, 32, 64], labels=["1", "2", "4", "8", "16", "32", "64"])
-        axes.legend()
-        figure.tight_layout()
-        figure.savefig(given.png, dpi=110)
-
-
-if __name__ == "__main__":
-    main()

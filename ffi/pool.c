@@ -24,6 +24,7 @@
 
 #define SLICE_NS 100000000LL
 #define CHECK_NS 50000000LL /* after which a job goes back to its caller for signals */
+#define LOOK_UP 16         /* reads of what is at hand between two looks at the clock */
 #define MOST_REFUSALS 2000  /* of 1 ms, with nothing in flight and no progress */
 #define MOST_INTERRUPTIONS 3
 #define POOL_PAGE 4096         /* alignment of bounced memory; no file system or device wants more */
@@ -66,6 +67,7 @@ typedef struct {
     unsigned count, window; /* at most `window` in flight, nor more than the ring has entries */
     uint64_t bounce;        /* 0, or how many bytes of aligned memory each read goes to first, to be copied from there */
     int opcode, fd;
+    int waits;                     /* what has not been read goes to the ring: it is not at hand, not a read, or with O_DIRECT */
     unsigned next, ended, partial; /* partial: ended with less than asked for, or failed */
 } pool_job;
 
@@ -499,11 +501,41 @@ static void job_start(tu_pool_ring *p, pool_job *job)
     pool_start(p, job->opcode, job->fd, job->offsets[item], job->lengths[item], memory, item)->piece = piece;
 }
 
+/* What the page cache has is read by calls that cannot wait, which cost less than an entry each. From the first that would have to wait
+ * all that is left goes to the ring. Answers as run_job() does, but for 0, which only says that this is over. */
+static int read_at_hand(const tu_pool_ring *p, pool_job *job, int64_t until)
+{
+    while (job->next < job->count) {
+        unsigned item = job->next;
+        char *memory = (char *)(uintptr_t)job->addresses[item];
+        int64_t got = pread_nowait(job->fd, memory, job->lengths[item], (int64_t)job->offsets[item]);
+
+        if (got < 0) {
+            job->waits = 1;
+            return 0;
+        }
+        job->results[item] = (int32_t)got;
+        job->partial += got < job->lengths[item];
+        job->next++;
+        job->ended++;
+        if (job->next % LOOK_UP)
+            continue;
+        if (atomic_load_explicit(&p->closing, memory_order_relaxed) == TU_POOL_ABORT)
+            return -ESHUTDOWN;
+        if (now_ns() > until)
+            return -EINTR;
+    }
+    return 0;
+}
+
 /* Goes on with a job until all have ended; -EINTR asks the caller to look at signals and to call again. */
 static int run_job(tu_pool_ring *p, pool_job *job)
 {
     int64_t until = now_ns() + CHECK_NS;
+    int rc = job->waits ? 0 : read_at_hand(p, job, until);
 
+    if (rc < 0)
+        return rc;
     for (;;) {
         pool_restart(p);
         job_collect(p, job);
@@ -515,7 +547,7 @@ static int run_job(tu_pool_ring *p, pool_job *job)
             return -ESHUTDOWN;
         if (!p->again_len) {
             /* All at once where nothing waits for a place; else as soon as a quarter is free, which saves most of the enters. */
-            int rc = pool_step(p, job->next == job->count ? p->inflight : (job->window + 3) / 4, SLICE_NS);
+            rc = pool_step(p, job->next == job->count ? p->inflight : (job->window + 3) / 4, SLICE_NS);
 
             if (rc < 0)
                 return rc;

@@ -129,6 +129,7 @@ static PyObject *call_pool_read(PyObject *module, PyObject *const *args, Py_ssiz
     if (rc)
         Py_RETURN_NONE;
     all.job.opcode = IORING_OP_READ;
+    all.job.waits = all.direct != 0;
     list = PyList_New(all.job.count);
     for (unsigned i = 0; list && i < all.job.count; i++) {
         PyObject *bytes;
@@ -242,6 +243,7 @@ static PyObject *call_pool_buffers(PyObject *module, PyObject *const *args, Py_s
     views = (buffer_view *)all.memory;
     address = PyLong_AsUnsignedLong(args[7]);
     all.job.opcode = (int)PyLong_AsLong(args[8]);
+    all.job.waits = all.direct || all.job.opcode != IORING_OP_READ;
     if (PyErr_Occurred())
         goto out;
     for (; pinned < all.job.count; pinned++) {

@@ -83,7 +83,7 @@ static void *work(void *number)
     int32_t results[MOST];
 
     for (int n = 0; n < lists; n++) {
-        pool_job job = {offsets, addresses, lengths, results, MOST, 8, n % 3 ? 0 : 4096, IORING_OP_READ, fd, 0, 0, 0};
+        pool_job job = {offsets, addresses, lengths, results, MOST, 8, n % 3 ? 0 : 4096, IORING_OP_READ, fd, n % 4 != 1, 0, 0, 0};
         uint64_t turn;
         int i;
 

@@ -544,6 +544,97 @@ def test_f38_short_reads_go_on_and_progress_is_no_retry(anything: None, pipe: tu
         signal.signal(signal.SIGALRM, before)
 
 
+# ------------------------------------------------------------------ what is at hand
+
+MANY = 2_000_000  # reads of a byte, which take half a second
+
+
+def enters(program: str, tmp_path: Path) -> int:
+    """How often a program enters the ring, by strace(1)."""
+    trace = tmp_path / "trace"
+    command = ["strace", "-f", "-e", "trace=io_uring_enter", "-o", str(trace), sys.executable, "-c"]
+    subprocess.run([*command, textwrap.dedent(program)], check=True, timeout=100)
+    return trace.read_text().count("io_uring_enter(")
+
+
+@pytest.mark.parametrize("flags", ["os.O_RDONLY", "os.O_RDONLY | os.O_DIRECT"])
+def test_what_is_at_hand_takes_no_entry(flags: str, tmp_path: Path) -> None:
+    where = Path(__file__).parent / f"at-hand-{os.getpid()}"  # on the disk of the checkout, as `direct`
+    where.write_bytes(random.Random(1).randbytes(16 * BLOCK))
+    program = f"""
+        import os
+        from trio_uring import RingPool, aligned_buffer
+        content = open({str(where)!r}, "rb").read()
+        fd = os.open({str(where)!r}, {flags})
+        with RingPool(1) as pool, pool.acquire() as ring:
+            for _ in range(10):
+                assert b"".join(ring.read_many(fd, [(i * {BLOCK}, {BLOCK}) for i in range(17)])) == content
+                buffers = [aligned_buffer({BLOCK}) for _ in range(16)]
+                assert ring.readinto_many(fd, [(i * {BLOCK}, b) for i, b in enumerate(buffers)]) == [{BLOCK}] * 16
+                assert b"".join(buffers) == content
+    """
+    try:
+        found = enters(program, tmp_path)
+    finally:
+        where.unlink()
+    assert found >= 20 if "DIRECT" in flags else not found
+
+
+def test_what_is_partly_at_hand_is_whole(content: bytes) -> None:
+    """From the first read that would wait on, the rest of the list is the ring's; also where it is at hand, and where the file ends."""
+    where = Path(__file__).parent / f"partly-{os.getpid()}"
+    where.write_bytes(content)
+    fd = os.open(where, os.O_RDONLY)
+    where.unlink()
+    os.fsync(fd)
+    requests = some_requests(content, 200)
+    for seed in range(20):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for place, size in some_requests(content, seed, seed):
+            os.pread(fd, size, place)
+        with RingPool(1, 8) as pool, pool.acquire() as ring:
+            assert ring.read_many(fd, requests) == [content[place : place + size] for place, size in requests]
+    os.close(fd)
+
+
+def test_a_signal_handler_that_raises_ends_a_list_that_is_at_hand(file: int) -> None:
+    class Enough(Exception):
+        pass
+
+    def enough(*_: object) -> None:
+        raise Enough
+
+    before = signal.signal(signal.SIGALRM, enough)
+    try:
+        with RingPool(1) as pool, pool.acquire() as ring:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(Enough):
+                ring.read_many(file, [(0, 1)] * MANY)
+            assert not in_flight(pool)
+            assert ring.read_many(file, [(0, 0)]) == [b""]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_closing_ends_a_list_that_is_at_hand(file: int) -> None:
+    begun = threading.Event()
+
+    def read() -> None:
+        requests = [(0, 1)] * MANY
+        with pool.acquire() as ring:
+            begun.set()
+            while True:
+                ring.read_many(file, requests)
+
+    pool = RingPool(1)
+    thread = InThread(read)
+    assert begun.wait(PATIENCE)
+    pool.close(timeout=0)
+    with pytest.raises(RuntimeError, match="closed"):
+        thread.result()
+
+
 # ------------------------------------------------------------------ ends
 
 
