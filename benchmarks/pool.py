@@ -51,7 +51,7 @@ def in_threads(
 ) -> tuple[int, float, float]:
     """The same of threads of this process, each with a `Round` of its own, made for a descriptor.
 
-    A thread's rate is counted from the end of one of its lists to the end of another, so that a long list is no error of the window.
+    A thread's rate is from the end of one of its lists to the end of another, so that long lists make no error.
     """
     ready, begun, over = threading.Barrier(threads + 1), threading.Event(), threading.Event()
     rates: list[float] = []

@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import random
 import tempfile
+from typing import Any
 
 from trio_uring._ring import pool as pool_module
 from trio_uring._ring.pool import RingPool
-from trio_uring._ring.ring import lib, tu_pool_buffers, tu_pool_read
+from trio_uring._ring.ring import lib
 
 CONTENT = random.Random(5).randbytes(40_000)
 REQUESTS = [(i * 777, 700) for i in range(50)] + [(39_990, 100), (50_000, 5)]
@@ -38,8 +39,10 @@ def reader(pool: RingPool, fd: int) -> None:
 
 def nothing_at_hand() -> None:
     """As if every descriptor had O_DIRECT, with blocks of one byte: no list is answered by the page cache, without the ring."""
-    pool_module.tu_pool_read = lambda *said: tu_pool_read(*said[:6], 1)
-    pool_module.tu_pool_buffers = lambda *said: tu_pool_buffers(*said[:6], 1, 1, said[8])
+    pool: Any = pool_module
+    read, fill = pool.tu_pool_read, pool.tu_pool_buffers
+    pool.tu_pool_read = lambda *said: read(*said[:6], 1)
+    pool.tu_pool_buffers = lambda *said: fill(*said[:6], 1, 1, said[8])
 
 
 def main() -> None:

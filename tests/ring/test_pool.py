@@ -581,7 +581,7 @@ def test_what_is_at_hand_takes_no_entry(flags: str, tmp_path: Path) -> None:
 
 
 def test_what_is_partly_at_hand_is_whole(content: bytes) -> None:
-    """From the first read that would wait on, the rest of the list is the ring's; also where it is at hand, and where the file ends."""
+    """From the first read that would wait on, the rest of the list is the ring's."""
     where = Path(__file__).parent / f"partly-{os.getpid()}"
     where.write_bytes(content)
     fd = os.open(where, os.O_RDONLY)
