@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import AsyncIterator
@@ -91,7 +92,16 @@ async def version(socket: WebSocket) -> None:
     await socket.receive()
 
 
+@contextlib.asynccontextmanager
+async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+    """The process does not end while there is a file called `stay`."""
+    yield
+    while await (SITE / "stay").exists():  # noqa: ASYNC110 - another process removes it
+        await anyio.sleep(0.01)
+
+
 app = Starlette(
+    lifespan=lifespan,
     routes=[
         Route("/backend", backend),
         Route("/greet", greet),
@@ -103,5 +113,5 @@ app = Starlette(
         WebSocketRoute("/echo", echo),
         WebSocketRoute("/version", version),
         Mount("/static", StaticFiles(directory=str(SITE))),
-    ]
+    ],
 )
