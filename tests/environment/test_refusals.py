@@ -145,7 +145,7 @@ def test_f33_sysctl(value: int, confinement: list[str], sysctls: Sysctls) -> Non
             seen = result(child)
         assert_refused(seen, errno.EPERM, cause, remedy)
     else:
-        facts = gather()._replace(disabled=value, capabilities=0)
+        facts = gather().replaced(disabled=value, capabilities=0)
         found = diagnose(errno.EPERM, "setup", facts)
         assert all(words in found[0] for words in cause)
         assert all(words in found[1] for words in remedy)
@@ -159,10 +159,10 @@ def test_f33_sysctl_remedy_by_group_is_right(sysctls: Sysctls) -> None:
         assert_works(seen)
         assert json.loads(seen["doctor_json"]["output"])["limits"]["io_uring_group"] == group
     else:
-        facts = gather()._replace(disabled=1, capabilities=0, initial_namespace=True)
+        facts = gather().replaced(disabled=1, capabilities=0, initial_namespace=True)
         assert facts.sysctl_forbids()
         assert f"kernel.io_uring_group={group}" in diagnose(errno.EPERM, "setup", facts)[1]
-        assert not facts._replace(group=group).sysctl_forbids()
+        assert not facts.replaced(group=group).sysctl_forbids()
 
 
 # ---------------------------------------------------------------- F33: kernels
@@ -232,7 +232,7 @@ def test_in_a_subinterpreter() -> None:
 def test_f34_no_locked_memory() -> None:
     """Rings count to RLIMIT_MEMLOCK up to 5.11 and since 6.14; where not, a limit of 0 is no hindrance."""
     seen = observe(["--unprivileged", "--memlock=0"])
-    facts = gather()._replace(memlock=(0, 0), capabilities=0)
+    facts = gather().replaced(memlock=(0, 0), capabilities=0)
     if facts.memlock_charged():
         assert_refused(seen, errno.ENOMEM, ["RLIMIT_MEMLOCK", "0 KiB"], ["ulimit -l", "LimitMEMLOCK="])
     else:
@@ -245,7 +245,7 @@ def test_f34_little_locked_memory_makes_a_smaller_ring() -> None:
     assert_works(seen)
     report = json.loads(seen["doctor_json"]["output"])
     assert report["limits"]["memlock"] == [65536, 65536]
-    facts = gather()._replace(memlock=(65536, 65536), capabilities=0)
+    facts = gather().replaced(memlock=(65536, 65536), capabilities=0)
     assert report["limits"]["memlock_charged"] is facts.memlock_charged()
     assert (report["ring"]["sq_entries"] < 512) is facts.memlock_charged()
 

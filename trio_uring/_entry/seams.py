@@ -489,7 +489,10 @@ class Seam:
 
     def _holder(self, module: str) -> tuple[Any, str]:
         *path, last = self.name.split(".")
-        return functools.reduce(getattr, path, importlib.import_module(module)), last
+        holder: Any = importlib.import_module(module)
+        for name in path:
+            holder = getattr(holder, name)
+        return holder, last
 
     def misfits(self) -> Iterator[str]:
         """What of the installed version does not fit, in sentences."""
@@ -506,11 +509,15 @@ class Seam:
 
     def replace(self) -> None:
         """Replaces it everywhere."""
-        original = getattr(*self._holder(self.modules[0]))
+        holder, name = self._holder(self.modules[0])
+        original = getattr(holder, name)
         if isinstance(self.replacement, AtFirstCall):
-            self._put(original, self.replacement.standing_in(original, self._put))
+            new = self.replacement.standing_in(original, self._put)
         else:
-            self._put(original, self.replacement(original))
+            new = self.replacement(original)
+        setattr(holder, name, new)
+        if len(self.modules) > 1:
+            self._put(original, new)
 
     def _put(self, old: Any, new: Any) -> None:
         for module in self.modules:

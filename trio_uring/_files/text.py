@@ -22,6 +22,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+import trio
+
 from .ahead import InPlace
 from .binary import BinaryFile, Blocked, completed, size_of
 
@@ -66,6 +68,13 @@ def line_ends(encoding: str, newline: str | None) -> tuple[bytes, ...]:
 def counts_lines(encoding: str, newline: str | None) -> bool:
     """Whether each byte of a "\\n" ends a line. In some encodings it is a part of another character, or of none."""
     return newline in (None, "", "\n") and _plain(encoding) in ("ascii", "iso8859-1", "utf-8")
+
+
+def read1(buffer: io.BufferedRandom, size: int = -1) -> bytes:
+    """As the buffered object's from CPython 3.12.2 on, which writes out before it reads from the file (gh-115059)."""
+    if size and os.lseek(buffer.fileno(), 0, os.SEEK_CUR) <= buffer.tell():
+        buffer.flush()
+    return io.BufferedRandom.read1(buffer, size)
 
 
 class Collector:
@@ -115,6 +124,8 @@ class TextFile:
         self._newline = newline
         self._can_read = binary.readable()
         self._can_write = binary.writable()
+        # The builtin object may hold decoded text behind a write, which it drops where `tell` could tell of it (3.12 on).
+        self._keeps_decoded = False
         # Not the object itself as the iterator: that would disable `tell`.
         binary.next_lines = lambda count: map(real.readline, itertools.repeat(-1, count))  # type: ignore[method-assign]
         binary.ahead.counts_lines = not self._can_write and counts_lines(real.encoding, newline)
@@ -253,22 +264,39 @@ class TextFile:
 
     # ------------------------------------------------------------------ reading
 
-    async def _before_reading(self) -> None:
-        """What was written is in the file, where what is read next is read from it."""
+    async def _before_reading(self) -> bool:
+        """What was written is in the file, where what is read next is read from it.
+
+        False where that depends on how much decoded text the object holds, which only itself can tell: see `_by_thread`.
+        """
         ahead = self.binary.ahead
         ahead.chunk = self.real._CHUNK_SIZE  # type: ignore[attr-defined]
         ahead.by_lines(False)
         if self._can_write:
             await self._call(self.real.read, 0)
             if self.binary.held() <= 0:
-                await self.binary.flush()
+                if not self._keeps_decoded:
+                    await self.binary.flush()
+                else:
+                    try:
+                        self.binary.try_flush()
+                    except Blocked:
+                        return False
+        return True
+
+    async def _by_thread(self, method: Callable[..., Any], *args: Any) -> Any:
+        """A method that reads, and writes out what the buffered object holds back if it gets to read from the file."""
+        self.binary.ahead.forget()
+        with InPlace(self._buffer, {"read1": functools.partial(read1, self._buffer)}):
+            return await trio.to_thread.run_sync(functools.partial(method, *args))
 
     async def read(self, size: Any = -1) -> Any:
         """At most `size` characters, fewer only at the end; everything if it is negative or None."""
         count = size_of(size)
         if count is None or count == 0 or not self._can_read:
             return await self._call(self.real.read, size) if self._can_write else self.real.read(size)
-        await self._before_reading()
+        if not await self._before_reading():
+            return await self._by_thread(self.real.read, size)
         if count < 0:
             await self.binary.have_all()
         else:
@@ -295,7 +323,8 @@ class TextFile:
         limit = size_of(size)
         if size is None or limit is None or not self._can_read:
             return await self._call(self.real.readline, size) if self._can_write else self.real.readline(size)
-        await self._before_reading()
+        if not await self._before_reading():
+            return await self._by_thread(self.real.readline, size)
         await self.binary.have_line(most=MOST_BYTES * limit + ahead.chunk if limit >= 0 else sys.maxsize)
         return self.binary.line_of(self.real.readline, size)
 
@@ -304,7 +333,10 @@ class TextFile:
         most = size_of(hint)
         if most is None or not self._can_read:
             return await self._call(self.real.readlines, hint) if self._can_write else self.real.readlines(hint)
-        await self._before_reading()
+        known = await self._before_reading()
+        self._keeps_decoded = self._can_write  # it disables telling, and may end in the middle
+        if not known:
+            return await self._by_thread(self.real.readlines, hint)
         if most <= 0:
             await self.binary.have_all()
         else:

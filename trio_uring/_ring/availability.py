@@ -21,7 +21,7 @@ import re
 import resource
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
-from typing import Final, NamedTuple
+from typing import Any, Final
 
 CALLS: Final = {
     "setup": "io_uring_setup(2)",
@@ -64,7 +64,7 @@ class UringUnavailableError(OSError):
         return type(self), (self.errno or 0, self.cause, self.remedy)
 
 
-class Facts(NamedTuple):
+class Facts:
     """What of this process and machine decides about io_uring; None for what could not be read.
 
     Attributes:
@@ -82,18 +82,46 @@ class Facts(NamedTuple):
       shim_built: whether a compiled extension lies in the package.
     """
 
-    system: str = "linux"
-    release: str = ""
-    disabled: int | None = None
-    group: int | None = None
-    seccomp: int | None = None
-    capabilities: int | None = None
-    initial_namespace: bool | None = None
-    groups: frozenset[int] = frozenset()
-    memlock: tuple[int | None, int | None] = (None, None)
-    nofile: tuple[int | None, int | None] = (None, None)
-    open_files: int | None = None
-    shim_built: bool = True
+    # Not a named tuple, which would take as long to be made as the rest of this module; every run loads it, while there are
+    # descriptors to load it with.
+    __slots__ = (
+        "capabilities", "disabled", "group", "groups", "initial_namespace", "memlock", "nofile", "open_files", "release",
+        "seccomp", "shim_built", "system",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        system: str = "linux",
+        release: str = "",
+        disabled: int | None = None,
+        group: int | None = None,
+        seccomp: int | None = None,
+        capabilities: int | None = None,
+        initial_namespace: bool | None = None,
+        groups: frozenset[int] = frozenset(),
+        memlock: tuple[int | None, int | None] = (None, None),
+        nofile: tuple[int | None, int | None] = (None, None),
+        open_files: int | None = None,
+        shim_built: bool = True,
+    ) -> None:
+        self.system = system
+        self.release = release
+        self.disabled = disabled
+        self.group = group
+        self.seccomp = seccomp
+        self.capabilities = capabilities
+        self.initial_namespace = initial_namespace
+        self.groups = groups
+        self.memlock = memlock
+        self.nofile = nofile
+        self.open_files = open_files
+        self.shim_built = shim_built
+
+    def replaced(self, **changes: object) -> Facts:
+        """The same with other values."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        return Facts(**{**values, **changes})
 
     def kernel(self) -> tuple[int, int]:
         """Major and minor version of the kernel; (0, 0) where the release does not begin with one."""
