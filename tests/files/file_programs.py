@@ -311,8 +311,8 @@ async def shortened(program: Program, folder: Path) -> Program:
 
 
 async def is_stable(program: Program, folder: Path) -> bool:
-    """Whether the builtin agrees with itself. It does not where `tell` decodes what is behind the end of its memory, as far as the
-    ratio of bytes to characters of the last chunk takes it.
+    """Whether the builtin agrees with itself. It does not where `tell` decodes what is behind the end of its memory, as far
+    as the ratio of bytes to characters of the last chunk takes it.
     """
     for _ in range(20):
         if await difference(program, folder, builtin=True) is not None:

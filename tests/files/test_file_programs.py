@@ -68,6 +68,11 @@ PROGRAMS: dict[str, tuple[str, str, dict[str, Any], bytes | None, list[tuple[Any
     "handed on by a refused read": ("trio", "w", {**UTF8, "buffering": 2}, b"", [("write", "aaa"), ("readline",), ("disk",)]),
     "mixed without a seek": ("trio", "r+", UTF8, b"one\ntwo\n" * 3000,
         [("readline",), ("write", "X"), ("iter", 3), ("write", "")]),
+    "decoded text behind a write": ("trio", "r+", UTF8, b"a\nb\r\nc\r" * 3000, [("readlines", 1), ("write", "X"), ("read", 1)]),
+    "and a line of it": ("trio", "r+", UTF16, ("a\nb\r\n" * 9000).encode("utf-16"),
+        [("readlines", 1), ("write", "X"), ("readline",), ("iter", 5), ("write", "Y"), ("readlines", 1), ("tell", 0)]),
+    "and more than there is of it": ("path", "r+", NO_TRANSLATION, b"a\nb\n" * 9000,
+        [("readlines", 1), ("write", "X"), ("read", 30000), ("write", "Y"), ("readline",), ("read",)]),
     "a line longer than everything": ("trio", "r", UTF8, b"y" * 300_000 + b"\nend", [("readline",), ("tell", 0), ("readline",)]),
 }  # fmt: skip
 

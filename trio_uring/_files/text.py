@@ -124,7 +124,7 @@ class TextFile:
         self._newline = newline
         self._can_read = binary.readable()
         self._can_write = binary.writable()
-        # The builtin object may hold decoded text behind a write, which it drops where `tell` could tell of it (3.12 on).
+        # The builtin object may hold decoded text behind a write: CPython 3.13 drops it only where `tell` could tell of it.
         self._keeps_decoded = False
         # Not the object itself as the iterator: that would disable `tell`.
         binary.next_lines = lambda count: map(real.readline, itertools.repeat(-1, count))  # type: ignore[method-assign]

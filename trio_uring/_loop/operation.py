@@ -61,7 +61,7 @@ import select
 import stat
 import types
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, Protocol
+from typing import Any, ClassVar, Final, NoReturn, Protocol
 
 import outcome
 import trio
@@ -128,34 +128,32 @@ def raise_closed() -> NoReturn:
     raise trio.ClosedResourceError(CLOSED_MESSAGE)
 
 
-if TYPE_CHECKING:
+class Manager(Protocol):
+    """What an operation needs of the run's I/O manager (`manager.UringIOManager`, which says what each is)."""
 
-    class Manager(Protocol):
-        """What an operation needs of the run's I/O manager (`manager.UringIOManager`, which says what each is)."""
+    ring: Ring
+    operations: dict[int, Any]
+    readers: dict[int, Any]
+    writers: dict[int, Any]
+    cancelling: dict[int, set[Any]]
+    concurrent: dict[int, set[Any]]
+    requeueing: dict[int, set[Any]]
+    buffers: BufferRing | None
+    last_descriptor_cancel: int
+    receives: list[Any]
+    sends: list[Any]
 
-        ring: Ring
-        operations: dict[int, Any]
-        readers: dict[int, Any]
-        writers: dict[int, Any]
-        cancelling: dict[int, set[Any]]
-        concurrent: dict[int, set[Any]]
-        requeueing: dict[int, set[Any]]
-        buffers: BufferRing | None
-        last_descriptor_cancel: int
-        receives: list[Any]
-        sends: list[Any]
+    def next_user_data(self) -> int:
+        """A number that no entry has had."""
 
-        def next_user_data(self) -> int:
-            """A number that no entry has had."""
+    def follow_limiter(self) -> None:
+        """See that there may be as many workers as threads."""
 
-        def follow_limiter(self) -> None:
-            """See that there may be as many workers as threads."""
+    def forget(self, operation: Any, where: dict[int, set[Any]]) -> None:
+        """Take an operation out of `cancelling`, `concurrent` or `requeueing`."""
 
-        def forget(self, operation: Any, where: dict[int, set[Any]]) -> None:
-            """Take an operation out of `cancelling`, `concurrent` or `requeueing`."""
-
-        async def wait_ready(self, fd: int, waiters: dict[int, Any]) -> None:
-            """Poll a descriptor."""
+    async def wait_ready(self, fd: int, waiters: dict[int, Any]) -> None:
+        """Poll a descriptor."""
 
 
 @types.coroutine
