@@ -301,7 +301,8 @@ def init() -> None:
         os.makedirs(where, exist_ok=True)
         libc.mount(kind, where, kind, 0, None)
     for module in sorted(Path("/modules").glob("*")):
-        loaded = libc.syscall(175, module.read_bytes(), ctypes.c_ulong(module.stat().st_size), b"")  # init_module
+        init_module = 105 if os.uname().machine == "aarch64" else 175
+        loaded = libc.syscall(init_module, module.read_bytes(), ctypes.c_ulong(module.stat().st_size), b"")
         print(f"module {module.name}: {'loaded' if loaded == 0 else os.strerror(ctypes.get_errno())}")
     with socket.socket() as any_socket:
         up = struct.pack("16sh14x", b"lo", 1 | 64)  # IFF_UP | IFF_RUNNING

@@ -7,6 +7,7 @@ ends at a moment. Each checks its own result, keeps its own descriptors in order
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -342,6 +343,18 @@ class Failing(Attempts):
 
         _set_up.append(subject)
         vars(subject)["clear"] = clear_once
+        if self.operation.name == "read_files":
+            call = subject.call
+
+            async def call_and_raise() -> Any:
+                """What this one says of a file that could not be read is its result, among others."""
+                found = await call()
+                for result in found:
+                    if isinstance(result, OSError) and result.errno not in (errno.EISDIR, errno.ENOENT):
+                        raise result
+                return found
+
+            vars(subject)["call"] = call_and_raise
         return subject
 
     async def judge(self, attempt: Attempt) -> None:
