@@ -1025,6 +1025,56 @@ def test_the_end_of_a_batch_of_a_device(ring: Backend, fd: int, pipe: tuple[int,
         assert os.read(pipe[0], 100) == b"for others"
 
 
+def test_direct_reads_take_memory_again_only_when_it_is_free(ring: Backend, tmp_path: Path) -> None:
+    """Results are the reader's own, also of many reads at once and one after the other; a cancelled read's memory is dropped."""
+    blocks = [bytes([n]) * 4096 for n in range(8)]
+    fd = direct_file(tmp_path, b"".join(blocks))
+    found: dict[tuple[int, int], bytes] = {}
+
+    async def read(turn: int, n: int) -> None:
+        found[turn, n] = await trio_uring.read_at(fd, 4096, n * 4096)
+
+    async def main() -> None:
+        for turn in range(3):
+            async with trio.open_nursery() as nursery:
+                for n in range(8):
+                    nursery.start_soon(read, turn, n)
+        free = _positional._free_aligned.get()
+        kept = {id(memory) for memory in free[4096]}
+        assert len(kept) == 8
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await trio_uring.read_at(fd, 4096, 0)
+        assert scope.cancelled_caught
+        assert {id(memory) for memory in free[4096]} <= kept
+        # At the end of the file, over several pages, and over more than the run keeps.
+        assert await trio_uring.read_at(fd, 3 * 4096, 6 * 4096) == blocks[6] + blocks[7]
+        assert await trio_uring.read_at(fd, 8 << 20, 0) == b"".join(blocks)
+        assert not free[8 << 20]
+
+    run(ring, main)
+    os.close(fd)
+    assert found == {(turn, n): block for turn in range(3) for n, block in enumerate(blocks)}
+
+
+def test_a_descriptor_number_of_a_direct_file_that_is_another_files_now(ring: Backend, tmp_path: Path) -> None:
+    """The hint that a number is a file's with O_DIRECT is only a hint."""
+    fd = direct_file(tmp_path, b"d" * 4096)
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"plain")
+
+    async def main() -> None:
+        assert await trio_uring.read_at(fd, 4096, 0) == b"d" * 4096
+        other = os.open(plain, os.O_RDONLY)
+        os.dup2(other, fd)
+        os.close(other)
+        assert await trio_uring.read_at(fd, 3, 1) == b"lai"
+        assert await trio_uring.read_at(fd, 3, 1) == b"lai"
+
+    run(ring, main)
+    os.close(fd)
+
+
 def test_f37_misaligned_direct_io_says_what_and_by_how_much(
     backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

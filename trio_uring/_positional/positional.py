@@ -19,6 +19,7 @@ Direct I/O (O_DIRECT). Reads that make their own memory make it aligned; what is
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -41,6 +42,7 @@ from .._loop.transfers import Transfer, enter
 from .._ring.requests import (
     INT_MAX,
     LAST,
+    PAGE,
     TU_DIRECT,
     File,
     aligned_buffer,
@@ -58,6 +60,7 @@ from .._ring.ring import OP_FALLOCATE, OP_FSYNC, OP_READ, OP_STATX, OP_WRITE, OP
 Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 
 _IOV_MAX: Final = 1024
+_KEPT_ALIGNED: Final = 1 << 20  # bytes of each size that a run keeps for the next direct reads
 _DATASYNC: Final = 1  # IORING_FSYNC_DATASYNC
 _AT_FDCWD: Final = -100
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
@@ -82,14 +85,16 @@ async def transfer_whole(
     offset: int,
     ended: Transfer | None = None,
     sqe_flags: int = 0,
+    at_hand: bool = True,
 ) -> int:
-    """Read or write all of it. A cancel point; a schedule point as `read_at`.
+    """Read or write all of it. A cancel point; a schedule point as `read_at`, or without `at_hand` each time.
 
     Args:
       opcode: OP_READ or OP_WRITE.
       memory: bytes, or a cffi array; kept until the last completion.
       ended: the first transfer of it, if that has been made already.
       sqe_flags: `sqe_flags_of` the descriptor.
+      at_hand: whether it may be in the page cache.
 
     Returns the bytes moved: fewer than asked at the end of a file, and for a write that was cancelled, or whose descriptor
     was closed, after a part of it was in the file.
@@ -97,16 +102,16 @@ async def transfer_whole(
     task = GLOBAL_RUN_CONTEXT.task
     if ended is None and (task._cancel_status.effectively_cancelled or task._runner.ki_pending):
         await trio.lowlevel.checkpoint_if_cancelled()
-    if ended is None and opcode == OP_READ and manager.at_hand and length <= WORKER_THRESHOLD:
-        at_hand: int = lib.tu_pread_cached(
+    if at_hand and ended is None and opcode == OP_READ and manager.at_hand and length <= WORKER_THRESHOLD:
+        got: int = lib.tu_pread_cached(
             manager.at_hand,
             fd,
             ffi.from_buffer("char[]", memory) if memory.__class__ is bytes else memory,
             length,
             offset,
         )
-        if at_hand >= 0:
-            return at_hand
+        if got >= 0:
+            return got
     done = 0
     address = memory
     while True:
@@ -163,20 +168,57 @@ async def transfer_whole(
 
 
 async def _transfer_pinned(
-    manager: UringIOManager, opcode: int, fd: int, memory: Any, length: int, offset: int, sqe_flags: int
+    manager: UringIOManager, opcode: int, fd: int, memory: Any, length: int, offset: int, found: int
 ) -> int:
     """`transfer_whole`, and the memory is let go as soon as the kernel has done so.
 
     Not left to the frames of a traceback: they would keep the caller's buffer from being resized.
     """
     try:
-        done = await transfer_whole(manager, opcode, fd, memory, length, offset, None, sqe_flags)
+        done = await transfer_whole(
+            manager, opcode, fd, memory, length, offset, None, sqe_flags_of(found), not found & TU_DIRECT
+        )
     except BaseException:
         if not any(operation.keep is memory for operation in manager.concurrent.get(fd, ())):
             ffi.release(memory)
         raise
     ffi.release(memory)
     return done
+
+
+# Of a run, by size: memory for direct reads that is free.
+_free_aligned: trio.lowlevel.RunVar[dict[int, list[Any]]] = trio.lowlevel.RunVar(
+    "trio_uring free memory of direct reads"
+)
+# The descriptor that was last read with O_DIRECT, whose next read is not tried in the page cache: a hint, since its number may be
+# another file's by now, or another run's.
+_last_direct = -1
+
+
+def _aligned(length: int) -> tuple[list[Any], Any]:
+    """Memory for a direct read of so many bytes, page by page; and where it is kept when it is free again.
+
+    A mapping is shared between a process and what it forks: private, its pages might become the child's under the device.
+    """
+    size = max(PAGE, 1 << (length - 1).bit_length())
+    try:
+        by_size = _free_aligned.get()
+    except LookupError:
+        by_size = {}
+        _free_aligned.set(by_size)
+    free = by_size.setdefault(size, [])
+    return free, free.pop() if free else ffi.from_buffer("char[]", mmap.mmap(-1, size))
+
+
+async def _read_direct(manager: UringIOManager, fd: int, length: int, offset: int, found: int) -> bytes:
+    """A read with O_DIRECT that makes its own memory, which has to be aligned; a bytes object's is not."""
+    free, memory = _aligned(length)
+    done = await transfer_whole(manager, OP_READ, fd, memory, length, offset, None, sqe_flags_of(found), False)
+    data: bytes = ffi.buffer(memory, done)[:]
+    # After an error it is not kept: the kernel may still have it.
+    if (len(free) + 1) * len(memory) <= _KEPT_ALIGNED:
+        free.append(memory)
+    return data
 
 
 def _pread(fd: int, length: int, offset: int, direct: int) -> bytes:
@@ -232,6 +274,7 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
       ClosedResourceError: `trio.lowlevel.notify_closing` was called for the descriptor meanwhile.
       OSError: what the system call raises: EBADF, ESPIPE for what has no positions, EISDIR, EIO.
     """
+    global _last_direct
     plain: Any = file
     if (
         plain.__class__ is length.__class__ is offset.__class__ is int
@@ -247,7 +290,7 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
             free = not (task._cancel_status.effectively_cancelled or task._runner.ki_pending)
         except AttributeError:
             free = False
-        if free and 0 <= offset <= LAST - MAX_RW_COUNT:
+        if free and 0 <= offset <= LAST - MAX_RW_COUNT and plain != _last_direct:
             if manager.at_hand and length <= WORKER_THRESHOLD:
                 at_hand = tu_read_cached(manager.at_hand, plain, length, offset)
                 if at_hand is not None:
@@ -283,15 +326,11 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
     manager = ring_manager()
     if manager is None:
         return await trio.to_thread.run_sync(_pread, fd, length, offset, direct)
-    sqe_flags = sqe_flags_of(found)
+    _last_direct = fd if direct else -1
     if direct and length:
-        aligned = aligned_buffer(length)
-        done = await _transfer_pinned(
-            manager, OP_READ, fd, ffi.from_buffer("char[]", aligned), length, offset, sqe_flags
-        )
-        return bytes(aligned[:done])
+        return await _read_direct(manager, fd, length, offset, found)
     data = bytes(length)
-    done = await transfer_whole(manager, OP_READ, fd, data, length, offset, None, sqe_flags)
+    done = await transfer_whole(manager, OP_READ, fd, data, length, offset, None, sqe_flags_of(found))
     return data if done == length else data[:done]
 
 
@@ -314,7 +353,7 @@ async def _whole(
     except BaseException:
         ffi.release(memory)
         raise
-    return await _transfer_pinned(manager, opcode, fd, memory, length, offset, sqe_flags_of(found))
+    return await _transfer_pinned(manager, opcode, fd, memory, length, offset, found)
 
 
 @trio.lowlevel.enable_ki_protection

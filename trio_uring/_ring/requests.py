@@ -157,7 +157,7 @@ def alignment_of(fd: int) -> tuple[int, int]:
     return memory or 1, offset or 1
 
 
-def check_aligned(want: tuple[int, int], length: int, offset: int, address: int = 0, where: str = "") -> None:
+def check_aligned(want: Sequence[int], length: int, offset: int, address: int = 0, where: str = "") -> None:
     """ValueError for what O_DIRECT would answer with EINVAL (F37)."""
     for name, value, unit in (("offset", offset, want[1]), ("length", length, want[1]), ("address", address, want[0])):
         if value % unit:
