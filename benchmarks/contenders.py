@@ -31,6 +31,11 @@ CHUNK = 65536
 
 BACKLOG = 4096
 
+BEFORE = "TRIO_URING_BEFORE"
+PEERS = "PEERS_PYTHON"
+"""Environment variables that name an interpreter: one that has another version of trio-uring, to compare with; and one that has
+the other file libraries (turbofile and urio want CPython 3.12)."""
+
 # Trio: any workload, on the backend that is asked for. What the run says it runs on is checked, so that no
 # figure is ever attributed to the wrong backend.
 
@@ -74,7 +79,7 @@ def _uring_probe(uring: Mapping[str, Any]) -> None:
     _run_trio("uring", _uring_options(uring), _nothing)
 
 
-def _uring(name: str, title: str, *, by_default: bool = True, **uring: Any) -> Contender:
+def _uring(name: str, title: str, *, by_default: bool = True, python: str = "", **uring: Any) -> Contender:
     """trio-uring with these options of `UringBackend`."""
     return Contender(
         name=name,
@@ -83,6 +88,7 @@ def _uring(name: str, title: str, *, by_default: bool = True, **uring: Any) -> C
         probe=partial(_uring_probe, uring),
         any_workload=partial(_uring_play, uring),
         by_default=by_default,
+        python=python,
     )
 
 
@@ -212,6 +218,47 @@ async def _aiofile_opens(stage: Stage) -> None:
     for _ in stage.laps():
         async with library.async_open(next(paths), "rb") as file:
             await file.read()
+
+
+# turbofile and urio have the methods of aiofiles, over rings of their own.
+
+
+async def _like_aiofiles_reads(library: Any, stage: Stage) -> None:
+    async def read(seed: int) -> None:
+        places = offsets(seed)
+        async with library.open(path, "rb", buffering=0) as file:
+            for _ in stage.laps():
+                place = next(places)
+                await file.seek(place)
+                check(place, await file.read(BLOCK))
+
+    path = str(cached(file_of_blocks()))
+    await asyncio.gather(*(read(seed) for seed in range(stage.tasks)))
+
+
+async def _like_aiofiles_opens(library: Any, stage: Stage) -> None:
+    paths = itertools.cycle(small_files())
+    for _ in stage.laps():
+        async with library.open(next(paths), "rb") as file:
+            await file.read()
+
+
+def _like_aiofiles(name: str) -> Contender:
+    def play(main: Any, workload: str, stage: Stage) -> None:
+        asyncio.run(main(importlib.import_module(name), stage))
+
+    return Contender(
+        name=name,
+        title=name,
+        distributions=(name,),
+        probe=lambda: _imports(name),
+        jobs=_jobs(read_4k=partial(play, _like_aiofiles_reads), open_files=partial(play, _like_aiofiles_opens)),
+        python=PEERS,
+    )
+
+
+def _imports(name: str) -> None:
+    importlib.import_module(name)
 
 
 async def _asyncfiles_opens(stage: Stage) -> None:
@@ -366,6 +413,7 @@ CONTENDERS: tuple[Contender, ...] = (
     _uring(CANDIDATE, "trio-uring"),
     _uring("trio-uring-nospec", "trio-uring, speculate=False", by_default=False, speculate=False),
     _uring("trio-uring-spec", "trio-uring, speculate=True", by_default=False, speculate=True),
+    _uring("trio-uring-before", "trio-uring before", by_default=False, python=BEFORE),
     Contender(
         name="asyncio-streams",
         title="asyncio streams",
@@ -399,6 +447,7 @@ CONTENDERS: tuple[Contender, ...] = (
         distributions=("aiofiles",),
         probe=_aiofiles_probe,
         jobs=_jobs(read_4k=_in_asyncio(_aiofiles_reads), open_files=_in_asyncio(_aiofiles_opens)),
+        python=PEERS,
     ),
     Contender(
         name="aiofile",
@@ -406,6 +455,7 @@ CONTENDERS: tuple[Contender, ...] = (
         distributions=("aiofile", "caio"),
         probe=_aiofile_probe,
         jobs=_jobs(read_4k=_in_asyncio(_aiofile_reads), open_files=_in_asyncio(_aiofile_opens)),
+        python=PEERS,
     ),
     Contender(
         name="asyncfiles",
@@ -413,7 +463,10 @@ CONTENDERS: tuple[Contender, ...] = (
         distributions=("py-asyncfiles", "uvloop"),
         probe=_asyncfiles_probe,
         jobs=_jobs(open_files=_asyncfiles),
+        python=PEERS,
     ),
+    _like_aiofiles("turbofile"),
+    _like_aiofiles("urio"),
     Contender(
         name="synchronous",
         title="a plain for loop",

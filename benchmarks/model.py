@@ -169,7 +169,8 @@ class Contender:
     """A plug-in: something that can play workloads.
 
     `any_workload` plays what `jobs` does not name. `probe` raises, with a sentence, where the contender
-    cannot run. `by_default=False` means only if `--contenders` names it.
+    cannot run. `by_default=False` means only if `--contenders` names it. `python` names an environment variable: where that is
+    set, it is the interpreter that this contender is played with, which has its libraries.
     """
 
     name: str
@@ -179,6 +180,7 @@ class Contender:
     jobs: Mapping[str, Play] = field(default_factory=dict)
     any_workload: Play | None = None
     by_default: bool = True
+    python: str = ""
 
     def play_for(self, job: str) -> Play | None:
         return self.jobs.get(job, self.any_workload)

@@ -30,6 +30,14 @@ from benchmarks.model import Case, Contender, Measurement, Workload, parse_strac
 _SOURCE = Path(__file__).with_name("load.c")
 _ROOT = Path(__file__).parent.parent
 _FLAGS = ("-std=gnu11", "-O2", "-Wall")
+# The benchmarks of this checkout, by an interpreter that has a trio_uring of its own, or none.
+_FROM_ELSEWHERE = """
+import contextlib, runpy, sys
+with contextlib.suppress(ImportError):
+    import trio_uring
+sys.path.insert(0, ".")
+runpy.run_module("benchmarks.player", run_name="__main__")
+"""
 _START_SECONDS = 30.0
 _PLAY_SECONDS = 240.0
 
@@ -264,7 +272,10 @@ class Stagehand:
 
     def _player(self, contender: Contender, *arguments: str, cores: Sequence[int] = ()) -> list[str]:
         pinned = ["--cores", ",".join(map(str, cores or [self._cores.server]))]
-        return [sys.executable, "-m", "benchmarks.player", contender.name, *arguments, *pinned]
+        python = os.environ.get(contender.python)
+        if python is None:
+            return [sys.executable, "-m", "benchmarks.player", contender.name, *arguments, *pinned]
+        return [python, "-P", "-c", _FROM_ELSEWHERE, contender.name, *arguments, *pinned]
 
     def _measurement(self, case: Case, raw: Mapping[str, Any]) -> Measurement:
         phases = raw["phases"]
