@@ -168,7 +168,11 @@ def test_every_way_to_open_and_no_thread(ring: Backend, room: Path, no_threads: 
         async with await open_file(path, "w", newline="\r\n") as file:
             assert await file.write("one\n") == 4
             await file.writelines(["two\n", "three\n"])
-            assert (file.mode, file.encoding, os.fspath(file.name)) == ("w", "UTF-8", str(path))
+            assert (file.mode, file.encoding.upper(), os.fspath(file.name)) == (
+                "w",
+                "UTF-8",
+                str(path),
+            )  # 3.15: "utf-8"
         async with await trio.Path(path).open(encoding="utf-8") as file:
             assert file.newlines is None
             assert await file.read(3) == "one"
