@@ -98,6 +98,15 @@ TABLES: Mapping[str, tuple[Row, ...]] = {
         Row("sequential write, 64 KiB", "sequential_write/64k"),
         Row("sequential write, 1 MiB", "sequential_write/1m"),
     ),
+    "waiting": tuple(
+        Row(title, f"direct_reads/{label}")
+        for title, label in (
+            ("O_DIRECT, one task", "direct_1"),
+            ("O_DIRECT, 32 tasks", "direct_32"),
+            ("dropped from the page cache, one task", "cold_1"),
+            ("the same, 32 tasks", "cold_32"),
+        )
+    ),
     "paths": tuple(
         Row(title, f"paths/{label}")
         for title, label in (
