@@ -226,12 +226,13 @@ async def _aiofile_opens(stage: Stage) -> None:
 async def _like_aiofiles_reads(library: Any, stage: Stage) -> None:
     async def read(seed: int) -> None:
         places = offsets(seed)
-        async with library.open(path, "rb", buffering=0) as file:
+        async with library.open(path, "rb", **unbuffered) as file:
             for _ in stage.laps():
                 place = next(places)
                 await file.seek(place)
                 check(place, await file.read(BLOCK))
 
+    unbuffered = {"buffering": 0} if library.__name__ == "turbofile" else {}  # urio has no such option
     path = str(cached(file_of_blocks()))
     await asyncio.gather(*(read(seed) for seed in range(stage.tasks)))
 
