@@ -4,7 +4,7 @@ A server that echoes messages of 1 KiB, in four ways: trio-uring as it comes, tr
 loop has the last processor of this process for itself; the I/O processor of the group is the first, which the load generator has
 in every measurement. For each: microseconds of the loop's thread for one echo and, of a group, of the poller; echoes per second;
 p50 and p99 at the client; and system calls of the loop for one echo, counted by strace(1) in a pass of its own. Rounds are
-interleaved, and the medians are what is printed.
+interleaved, and the medians are what is printed; `--keep` keeps them for the table of docs/asymmetric.md.
 
 Knows /proc and how the load generator is started; knows nothing of how a server does its work.
 """
@@ -12,6 +12,7 @@ Knows /proc and how the load generator is started; knows nothing of how a server
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import re
@@ -25,6 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kept import RESULTS
+from benchmarks.machine import choose_cores, describe
+from benchmarks.model import Spread
 from benchmarks.process import compiled_load_generator
 
 WAYS = ("uring", "group", "uvloop-protocol", "uvloop-streams")
@@ -147,12 +151,26 @@ def idle(loop_cpu: int, io_cpu: int) -> tuple[float, float]:
     return tuple((after[name] - before[name]) / 3e3 for name in ("loop", "kernel"))  # type: ignore[return-value]
 
 
+def case(name: str, rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """As report.py writes one."""
+
+    def figures(measured: list[dict[str, float]]) -> dict[str, Any]:
+        return {name: vars(Spread.of([each[name] for each in measured])) for name in measured[0]}
+
+    return {
+        "case": name,
+        "contenders": {way: {"figures": figures(measured)} for way, measured in rounds.items()},
+        "rounds": {way: [{"figures": each} for each in measured] for way, measured in rounds.items()},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.asymmetric", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--connections", default="50,500")
     parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--keep", action="store_true", help="keep the figures as benchmarks/results/asymmetric.json")
     parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--loop", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--io", type=int, help=argparse.SUPPRESS)
@@ -165,6 +183,7 @@ def main() -> None:
         parser.error("this needs two processors")
     io_cpu, loop_cpu = cpus[0], cpus[-1]
     ways = options.ways.split(",")
+    cases: list[dict[str, Any]] = []
     for connections in map(int, options.connections.split(",")):
         rounds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
         for number in range(options.rounds):
@@ -172,13 +191,24 @@ def main() -> None:
                 rounds[way].append(measure(way, connections, loop_cpu, io_cpu, options.seconds))
         print(f"{connections} connections: medians of {options.rounds} rounds")
         for way in ways:
+            made = calls(way, connections, loop_cpu, io_cpu)
+            for each in rounds[way]:
+                each["calls"] = made
             median = {name: statistics.median(each[name] for each in rounds[way]) for name in rounds[way][0]}
             print(
                 f"  {way:16} loop {median['loop_us']:6.2f} µs  poller {median['kernel_us']:6.2f} µs  {median['rate']:8.0f}/s  "
-                f"p50 {median['p50_us']:6.0f} µs  p99 {median['p99_us']:6.0f} µs  "
-                f"calls {calls(way, connections, loop_cpu, io_cpu):6.3f}",
+                f"p50 {median['p50_us']:6.0f} µs  p99 {median['p99_us']:6.0f} µs  calls {made:6.3f}",
                 flush=True,
             )
+        cases.append(case(f"asymmetric/{connections}", rounds))
+    if options.keep:
+        facts = {
+            "date": datetime.datetime.now().isoformat(" ", "seconds"),
+            **describe(choose_cores(), ["trio", "trio-uring", "uvloop"]),
+        }
+        settings = {"rounds": options.rounds, "seconds": options.seconds}
+        document = {"machine": facts, "settings": settings, "cases": cases}
+        (RESULTS / "asymmetric.json").write_text(json.dumps(document, indent=0) + "\n")
     if "group" in ways:
         print("idle, in a second: loop {:.0f} µs, kernel {:.0f} µs".format(*idle(loop_cpu, io_cpu)))
 

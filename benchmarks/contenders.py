@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks import pool
+from benchmarks import pool, vectors
 from benchmarks.files import BLOCK, DATA, FILES, cached, check, file_of_blocks, offsets, small_files, text_file
 from benchmarks.model import CANDIDATE, REFERENCE, Contender, Play, Stage
 
@@ -384,9 +384,18 @@ def _floor_whole_files(workload: str, stage: Stage) -> None:
     stage.measured(count, count * wall, count * cpu, wall * FILES * 1e6, wall * FILES * 1e6)
 
 
-def _pool_floor(workload: str, stage: Stage) -> None:
-    options = [] if stage.block else ["kept"]
-    pool.tell(stage, *pool.in_c(*options, seconds=stage.seconds, threads=stage.tasks))
+def _pool_floor(workload: str, stage: Stage, *more: str) -> None:
+    """Of `pool_direct` as many lists as reads are in flight, which end before others begin."""
+    if workload == "pool_direct":
+        options, count = ["direct"], importlib.import_module("benchmarks.workloads.pool_direct").DEPTH
+    else:
+        options, count = [] if stage.block else ["kept"], pool.COUNT
+    found = pool.in_c(*options, *more, seconds=stage.seconds, threads=stage.tasks, count=count)
+    pool.tell(stage, *found, count)
+
+
+def _pool_floor_moving(workload: str, stage: Stage) -> None:
+    _pool_floor(workload, stage, "coop")
 
 
 def _preadv_in_threads(workload: str, stage: Stage) -> None:
@@ -396,6 +405,7 @@ def _preadv_in_threads(workload: str, stage: Stage) -> None:
 
 def _floor_probe() -> None:
     _floor()
+    pool.floor()
     _floor("whole_files_floor.c")
 
 
@@ -437,10 +447,23 @@ CONTENDERS: tuple[Contender, ...] = (
     ),
     Contender(
         name="trio-threads",
-        title="Trio, os.pread in threads",
+        title="os.pread in threads",
         distributions=("trio",),
         probe=_epoll_probe,
-        jobs=_jobs(read_4k=_trio_threads, pool_cached=_preadv_in_threads),
+        jobs=_jobs(read_4k=_trio_threads, pool_cached=_preadv_in_threads, nearest=vectors.play("pread")),
+    ),
+    Contender(
+        name="pool",
+        title="a pool in threads",
+        distributions=("trio-uring",),
+        probe=lambda: None,
+        jobs=_jobs(nearest=vectors.play("pool")),
+    ),
+    Contender(
+        name="mmap",
+        title="mmap in threads",
+        probe=lambda: None,
+        jobs=_jobs(nearest=vectors.play("mmap")),
     ),
     Contender(
         name="aiofiles",
@@ -484,7 +507,19 @@ CONTENDERS: tuple[Contender, ...] = (
         name="c-floor",
         title="C with liburing (floor.c)",
         probe=_floor_probe,
-        jobs=_jobs(read_many_cached=_floor_reads, pool_cached=_pool_floor, whole_files=_floor_whole_files),
+        jobs=_jobs(
+            read_many_cached=_floor_reads,
+            pool_cached=_pool_floor,
+            pool_direct=_pool_floor,
+            whole_files=_floor_whole_files,
+        ),
+    ),
+    Contender(
+        name="c-moving",
+        title="C, rings that may move",
+        probe=_floor_probe,
+        jobs=_jobs(pool_cached=_pool_floor_moving, pool_direct=_pool_floor_moving),
+        by_default=False,
     ),
 )
 

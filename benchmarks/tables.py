@@ -17,7 +17,15 @@ from benchmarks.kept import Kept, last
 from benchmarks.model import CANDIDATE, METRICS, REFERENCE, Spread
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/benchmarks.md", "docs/files.md", "docs/applications.md")
+PAGES = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/files.md",
+    "docs/applications.md",
+    "docs/asymmetric.md",
+    "docs/pool.md",
+    "docs/howto/vectors.md",
+)
 BLOCK = re.compile(r"(<!-- figures: (?P<name>[a-z_]+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 TITLES = {contender.name: contender.title for contender in CONTENDERS}
 
@@ -119,6 +127,23 @@ TABLES: Mapping[str, tuple[Row, ...]] = {
             ("`write_bytes`, 4 KiB over an old file", "write"),
         )
     ),
+    "pool": (
+        Row(
+            "lists of 64 cached blocks, `readinto_many` into buffers used again", "pool_cached/into", "rate", "c-floor"
+        ),
+        Row("the same, CPU of a block", "pool_cached/into", to="c-floor"),
+        Row("lists of 64 cached blocks, `read_many`, new bytes", "pool_cached/bytes", "rate", "c-floor"),
+        Row("the same, CPU of a block", "pool_cached/bytes", to="c-floor"),
+        Row("O_DIRECT, 32 in flight in each", "pool_direct", "rate", "fio"),
+        Row("the same, CPU of a block", "pool_direct", to="fio"),
+        Row("a ring acquired and released", "pool_acquire"),
+    ),
+    "vectors": (
+        Row("records a second, cold cache", "nearest/cold", "rate", "trio-threads"),
+        Row("records a second, warm cache", "nearest/warm", "rate", "trio-threads"),
+        Row("CPU of a record, cold cache", "nearest/cold", to="trio-threads"),
+        Row("CPU of a record, warm cache", "nearest/warm", to="trio-threads"),
+    ),
     "web": (
         Row("Hypercorn, JSON", "hypercorn_json"),
         Row("Hypercorn, JSON over HTTP/2", "hypercorn_h2"),
@@ -138,7 +163,7 @@ def _range(spread: Spread | None) -> str:
     return "" if spread is None else f"{spread.median:.2f} ({spread.low:.2f} to {spread.high:.2f})"
 
 
-def _line(row: Row, kept: Kept) -> str:
+def _line(row: Row, kept: Kept, named: bool) -> str:
     def figure(contender: str) -> str:
         spread = kept.spread(contender, row.metric)
         return "" if spread is None else _number(spread.median)
@@ -152,7 +177,7 @@ def _line(row: Row, kept: Kept) -> str:
         row.title,
         f"`{row.case}`",
         "" if row.metric == "cpu_us" else METRICS[row.metric].heading,
-        figure(row.to),
+        f"{TITLES[row.to]} {figure(row.to)}" if named else figure(row.to),
         figure(CANDIDATE),
         _range(kept.ratio(CANDIDATE, row.metric, row.to)),
         ", ".join(f"{title} {_number(median)}" for median, title in sorted(others)),
@@ -162,17 +187,66 @@ def _line(row: Row, kept: Kept) -> str:
 
 def table(rows: tuple[Row, ...], kept: Mapping[str, Kept]) -> str:
     """The table, in Markdown. KeyError with the name of a case that is not kept."""
-    first = TITLES[rows[0].to] if len({row.to for row in rows}) == 1 else "epoll, or threads"
+    others = {row.to for row in rows}
+    named = not others <= {REFERENCE, "trio-threads"}  # each row says to whom its ratio is
+    first = TITLES[rows[0].to] if len(others) == 1 else "beside" if named else "epoll, or threads"
     lines = [
         f"| CPU µs, or as said | workload | | {first} | trio-uring | ratio | others |",
         "|---|---|---|---|---|---|---|",
     ]
-    return "\n".join([*lines, *(_line(row, kept[row.case]) for row in rows)]) + "\n"
+    return "\n".join([*lines, *(_line(row, kept[row.case], named) for row in rows)]) + "\n"
+
+
+ASYMMETRIC = ("asymmetric/50", "asymmetric/500")
+WAYS = {
+    "uring": "trio-uring",
+    "group": "trio-uring in a group",
+    **{n: TITLES[n] for n in ("uvloop-protocol", "uvloop-streams")},
+}
+
+
+def asymmetric(kept: Mapping[str, Kept]) -> str:
+    """The table of `python -m benchmarks.asymmetric`, which has figures of its own."""
+    heading = (
+        "workload",
+        "",
+        "loop, µs",
+        "of trio-uring's",
+        "poller, µs",
+        "system calls",
+        "echoes/s",
+        "p50, ms",
+        "p99, ms",
+    )
+    lines = [f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
+    for name in ASYMMETRIC:
+        case = kept[name]
+        for way, title in WAYS.items():
+            figures = {m: f["median"] for m, f in case.case["contenders"][way]["figures"].items()}
+            cells = (
+                f"`{name}`",
+                title,
+                _number(figures["loop_us"]),
+                "" if way == "uring" else _range(case.ratio(way, "loop_us", "uring")),
+                _number(figures["kernel_us"]) if way == "group" else "",
+                f"{figures['calls']:.3f}",
+                _number(figures["rate"]),
+                _number(figures["p50_us"] / 1e3),
+                _number(figures["p99_us"] / 1e3),
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def written(text: str, kept: Mapping[str, Kept]) -> str:
     """A page with its tables as they have to be."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{table(TABLES[found['name']], kept)}\n{found[3]}", text)
+
+    def made(found: re.Match[str]) -> str:
+        name = found["name"]
+        rows = asymmetric(kept) if name == "asymmetric" else table(TABLES[name], kept)
+        return f"{found[1]}\n{rows}\n{found[3]}"
+
+    return BLOCK.sub(made, text)
 
 
 def main() -> None:

@@ -164,11 +164,11 @@ static int pool_begin_transfer(tu_pool_ring *p, uint64_t turn)
 {
     int rc = pool_begin(p, turn);
 
-    if (rc == 0 && atomic_load_explicit(&p->closing, memory_order_relaxed)) {
+    if ((rc && rc != -EBUSY) || !atomic_load_explicit(&p->closing, memory_order_relaxed))
+        return rc;
+    if (!rc)
         atomic_store_explicit(&p->turn, 2 * turn, memory_order_release);
-        return -ESHUTDOWN;
-    }
-    return rc;
+    return -ESHUTDOWN; /* also where the one who is in a call is who closes it */
 }
 
 static void pool_end(tu_pool_ring *p, uint64_t turn)
@@ -546,8 +546,8 @@ static int run_job(tu_pool_ring *p, pool_job *job)
         if (atomic_load_explicit(&p->closing, memory_order_relaxed) == TU_POOL_ABORT)
             return -ESHUTDOWN;
         if (!p->again_len) {
-            /* All at once where nothing waits for a place; else as soon as a quarter is free, which saves most of the enters. */
-            rc = pool_step(p, job->next == job->count ? p->inflight : (job->window + 3) / 4, SLICE_NS);
+            /* All at once where nothing waits for a place; else one, so that a device never has less to do than it may have. */
+            rc = pool_step(p, job->next == job->count ? p->inflight : 1, SLICE_NS);
 
             if (rc < 0)
                 return rc;
