@@ -107,6 +107,27 @@ def test_f41_fifos_take_no_worker_of_the_others(mode: str, sizes: Any, tmp_path:
     run(UringBackend(max_workers=1, **sizes), main)
 
 
+def test_f8_an_open_of_a_fifo_that_is_collected_with_its_run_asks_nothing_of_the_ring(ring: Backend) -> None:
+    """Finalizers of one collection run in no order: the ring's memory may have been freed before (found by AddressSanitizer)."""
+
+    async def main() -> None:
+        kernel = manager().ring
+        before = allowed()
+        waits: Any = manager().extra_worker()
+        waits.__enter__()
+        assert allowed() == before + 1
+        calls: list[int] = []
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Ring, "max_workers", lambda ring, bounded: calls.append(bounded))
+            waits.gen.close()  # what its finalizer does
+        assert calls == []
+        with manager().extra_worker():
+            assert allowed() == before + 1, "it counts as one that waits still"
+        assert kernel.max_workers(0) == before
+
+    run(ring, main)
+
+
 def test_f41_a_cancelled_open_of_a_fifo_gives_its_worker_back(ring: Backend, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
 

@@ -220,11 +220,15 @@ class UringIOManager:
         """A worker more for the time of an entry that waits for somebody: it takes none of those that others wait for (F41)."""
         self._waiting += 1
         self._set_workers()
+        collected = False
         try:
             yield
+        except GeneratorExit:
+            collected = True  # with all of a run that was abandoned: the memory of its ring may have gone before
+            raise
         finally:
             self._waiting -= 1
-            if not self.ring.closed:
+            if not collected and not self.ring.closed:
                 self._set_workers()
 
     def make_buffers(self) -> None:
