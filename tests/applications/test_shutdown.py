@@ -55,6 +55,7 @@ def test_hypercorn_finishes_what_it_serves(way: str, workers: int, number: signa
         assert server.process.poll() is None
         (site / "release").touch()
         assert answer.read() == b"ended\n"
+        held.close()  # which may be kept alive otherwise
         (site / "stay").unlink()
         assert server.process.wait(SECONDS) == 0
         assert "Traceback" not in server.errors.read_text()
