@@ -57,7 +57,8 @@ def test_with_a_read_only_root_and_no_temporary_directory(tmp_path: Path) -> Non
         mount --rbind / {shlex.quote(str(tmp_path))}
         cd {shlex.quote(str(tmp_path))}
         mount -o remount,bind,ro .
-        mount -t tmpfs -o ro,size=4k none tmp
+        mount --bind tmp tmp
+        mount -o remount,bind,ro tmp
         exec chroot . "$@"
     """
     program = RUN + "import os\ntry:\n    os.mkdir('/made')\nexcept OSError as error:\n    print(error.strerror)\n"
