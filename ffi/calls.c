@@ -210,7 +210,7 @@ static int plain_pair(PyObject *pair, unsigned long long most, uint64_t *offset,
 }
 
 /* tu_wait_events(ring, timeout, out, max): tu_wait() with a timeout in seconds, or None for ever, and its completions as one list; None
- * where the timeout expired, an int where the kernel refused. */
+ * where the timeout expired, an int where the kernel refused. With False for the timeout it is tu_peek(). */
 static PyObject *call_wait_events(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     uint64_t ring;
@@ -232,7 +232,8 @@ static PyObject *call_wait_events(PyObject *module, PyObject *const *args, Py_ss
     max = PyLong_AsUnsignedLong(args[3]);
     if (PyErr_Occurred())
         return NULL;
-    n = tu_wait((tu_ring *)(uintptr_t)ring, ns, out, (unsigned)max);
+    n = args[1] == Py_False ? tu_peek((tu_ring *)(uintptr_t)ring, out, (unsigned)max)
+                            : tu_wait((tu_ring *)(uintptr_t)ring, ns, out, (unsigned)max);
     if (n == -ETIME)
         Py_RETURN_NONE;
     if (n < 0)

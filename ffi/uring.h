@@ -4,8 +4,8 @@
  * This header is read twice: by the C compiler, and by cffi (ffi/build.py), so it keeps to plain declarations.
  * Every function returns 0 or a count on success and a negated errno on failure, as the kernel does.
  *
- * Threads: everything belongs to the thread that called tu_open(), but for tu_wake() and tu_stats() (any thread, any signal
- * handler) and tu_wait(), which another thread may call to sleep until the owner has something to do.
+ * Threads: everything belongs to the thread that called tu_open(), but for tu_wake(), tu_call() and tu_stats() (any thread, any
+ * signal handler) and tu_wait(), which another thread may call to sleep until the owner has something to do.
  */
 
 /* user_data values below TU_FIRST_USER_DATA, and from 1 << 62 on, are the shim's own; their completions are never handed out. */
@@ -13,6 +13,8 @@
 #define TU_IGNORED_DATA 1
 /* Handed out, with the user_data that it came with as its res: a completion of an entry that is not in flight (any more). */
 #define TU_STRAY_DATA 2
+/* Handed out with a res and flags of 0, once for all calls of tu_call() since the last one: somebody has something for the owner. */
+#define TU_CALL_DATA 8
 #define TU_FIRST_USER_DATA 16
 
 typedef struct {
@@ -72,8 +74,11 @@ unsigned tu_queued(tu_ring *r);
  * first such call answers 0 at once: the owner's next tu_wait() then makes what sleepers wait for. */
 int tu_submit(tu_ring *r);
 int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max);
-int tu_peek(tu_ring *r, int64_t *out, unsigned max); /* tu_wait() with 0, which with a poller does not wait for that either */
+int tu_peek(tu_ring *r, int64_t *out, unsigned max); /* tu_wait() with 0, for who would go on all the same: no waiting for a poller, nor any look for wake-ups */
 int tu_wake(tu_ring *r);
+/* Has the next wait hand out TU_CALL_DATA; ends one under way as tu_wake() does, and of an owner who does not sleep it makes no system
+ * call. What the caller did before is seen by who has been handed that. A negated errno: nobody has been woken; EBADF: it is closed. */
+int tu_call(tu_ring *r);
 void tu_spin(tu_ring *r, int64_t ns); /* how long tu_wait() may look for completions before it sleeps; at first 0 */
 
 /* Ends requests on fd, queued ones included, and lets the kernel drop its references to the file: those of the user_data in

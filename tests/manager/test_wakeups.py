@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import trio
@@ -204,6 +205,168 @@ def test_run_sync_soon_one_by_one(backend: Backend) -> None:
         thread.join()
 
     run(backend, main)
+
+
+def test_f27_calls_at_every_moment_of_going_to_sleep(ring: Backend) -> None:
+    """A thread calls so many microseconds after the loop has asked it to: before, while and after it lies down."""
+    rounds = 10_000
+
+    async def main() -> None:
+        token = trio.lowlevel.current_trio_token()
+        asked: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+        def caller() -> None:
+            while (delay := asked.get()) >= 0:
+                until = time.perf_counter_ns() + delay
+                while time.perf_counter_ns() < until:
+                    pass
+                token.run_sync_soon(woken)
+
+        def woken() -> None:
+            event.set()
+
+        thread = threading.Thread(target=caller)
+        thread.start()
+        try:
+            for number in range(rounds):
+                event = trio.Event()
+                asked.put(number % 100 * 500)
+                with trio.fail_after(PATIENCE):
+                    await event.wait()
+        finally:
+            asked.put(-1)
+            thread.join()
+
+    run(ring, main)
+
+
+def test_a_call_of_the_loop_itself_takes_no_system_call(pure_ring: Backend) -> None:
+    """Nor does one of a signal handler, or of a thread, while the loop is awake; and none is run twice or late."""
+
+    async def main() -> None:
+        token = trio.lowlevel.current_trio_token()
+        await blocked()
+        entered = manager().ring.counters().enters
+        for _ in range(100):
+            event = trio.Event()
+            token.run_sync_soon(event.set, idempotent=True)
+            await event.wait()
+        assert manager().ring.counters().enters - entered <= 2
+
+    run(pure_ring, main)
+
+
+def test_calls_in_order_and_idempotent_ones_once(backend: Backend) -> None:
+    async def main() -> None:
+        token = trio.lowlevel.current_trio_token()
+        ran: list[int] = []
+
+        def calls() -> None:
+            for number in range(100):
+                token.run_sync_soon(ran.append, number)
+                token.run_sync_soon(ran.append, -1, idempotent=True)
+
+        calls()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [number for number in ran if number >= 0] == list(range(100))
+        assert ran.count(-1) == 1
+        ran.clear()
+        await trio.to_thread.run_sync(calls)
+        assert [number for number in ran if number >= 0] == list(range(100))
+
+    run(backend, main)
+
+
+def test_calls_to_a_run_that_is_over(backend: Backend) -> None:
+    async def main() -> trio.lowlevel.TrioToken:
+        await trio.testing.wait_all_tasks_blocked()
+        return trio.lowlevel.current_trio_token()
+
+    token = run(backend, main)
+    with pytest.raises(trio.RunFinishedError):
+        token.run_sync_soon(print)
+
+
+def test_calls_while_the_run_ends(backend: Backend) -> None:
+    """Each call that is not refused is run before the run is over."""
+    for _ in range(30):
+        accepted: list[int] = []
+        ran: list[int] = []
+
+        def caller(token: trio.lowlevel.TrioToken, accepted: list[int], ran: list[int]) -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                while True:
+                    token.run_sync_soon(ran.append, len(accepted))
+                    accepted.append(len(accepted))
+
+        async def main(accepted: list[int] = accepted, ran: list[int] = ran) -> threading.Thread:
+            thread = threading.Thread(target=caller, args=(trio.lowlevel.current_trio_token(), accepted, ran))
+            thread.start()
+            while not ran:
+                await trio.lowlevel.checkpoint()
+            return thread
+
+        run(backend, main).join()
+        assert ran == accepted
+
+
+def test_calls_between_runs_in_threads(backend: Backend) -> None:
+    """Each run has its own queue and its own ring."""
+    tokens: dict[int, trio.lowlevel.TrioToken] = {}
+    ready = threading.Barrier(3, timeout=PATIENCE)
+
+    def one(number: int) -> None:
+        after = (number + 1) % 3
+
+        async def main() -> None:
+            turns = 0
+            done = trio.Event()
+
+            def called() -> None:
+                nonlocal turns
+                turns += 1
+                if turns == 100:
+                    done.set()
+                if turns < 100 or number:  # the last to be called a hundredth time is the first run
+                    tokens[after].run_sync_soon(calls[after])
+
+            tokens[number] = trio.lowlevel.current_trio_token()
+            calls[number] = called
+            await trio.to_thread.run_sync(ready.wait)
+            if number == 0:
+                tokens[after].run_sync_soon(calls[after])
+            with trio.fail_after(PATIENCE):
+                await done.wait()
+            await trio.to_thread.run_sync(ready.wait)
+
+        run(backend, main)
+
+    calls: dict[int, Callable[[], None]] = {}
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(tokens) == 3
+
+
+def test_signals_are_seen_after_calls_and_calls_after_signals(ring: Backend) -> None:
+    """The poll of the socket pair stays in the ring over calls, is made anew after a signal, and is one."""
+
+    async def main() -> None:
+        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+            for _ in range(20):
+                await trio.to_thread.run_sync(int)
+                threading.Timer(0, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+                async for number in signals:
+                    assert number == signal.SIGUSR1
+                    break
+                assert manager().statistics().tasks_waiting_read <= 1
+        await blocked()
+        assert manager().statistics().tasks_waiting_read == 1
+        assert manager().statistics().operations_in_flight == 1
+
+    run(ring, main)
 
 
 def test_f27_signals_and_threads_at_once(backend: Backend) -> None:

@@ -24,6 +24,18 @@ close(2) ends no request: the ring's requests hold the file, so the peer would s
 would run on whatever file gets the number next. `notify_closing` therefore ends them in the kernel before it returns,
 if there are any: waiting ones, and cancelled ones that the kernel has not ended yet. The books know each by its name. Those
 of another descriptor of the same open file are not asked: they go on.
+
+Calls from other threads
+========================
+How Trio's entry queue (`TrioToken.run_sync_soon`) wakes the loop. Trio's own way is a byte through a socket pair, for
+a poll and two reads. Here it is `Ring.call`, which makes no system call as long as the loop is not asleep, and else
+writes the ring's eventfd. Signals stay with the socket pair, as `signal.set_wakeup_fd` writes one byte and an eventfd
+takes eight; its poll stays in the ring from one sleep of the queue's task to the next.
+
+No wake-up is lost. `EntryQueue.run_sync_soon` puts the call into the queue and then wakes; the queue's task looks
+into the queue and goes to sleep with no turn of the loop in between. So a call that comes too late for that look
+finds the task asleep by the time that the loop hands out CALL_DATA, as `Ring.call` has it do in this turn or the
+next.
 """
 
 from __future__ import annotations
@@ -34,14 +46,24 @@ import logging
 import select
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, FIRST_USER_DATA, BufferRing, HasFileno, Ring, tu_ready
+from .._ring.ring import (
+    CALL_DATA,
+    CQE_BUFFER_SHIFT,
+    CQE_F_BUFFER,
+    FIRST_USER_DATA,
+    BufferRing,
+    HasFileno,
+    Ring,
+    tu_ready,
+)
 from .operation import (
     GLOBAL_RUN_CONTEXT,
+    EntryPoll,
     Operation,
     Poll,
     SocketTransfer,
@@ -113,6 +135,7 @@ class UringIOManager:
         "buffers",
         "cancelling",
         "concurrent",
+        "entry_poll",
         "free_received",
         "free_sent",
         "handed_out",
@@ -127,6 +150,7 @@ class UringIOManager:
         "receives",
         "requeueing",
         "ring",
+        "runq",
         "sends",
         "thread",
         "tokens",
@@ -156,6 +180,10 @@ class UringIOManager:
         self.concurrent: dict[int, set[Any]] = {}
         # fd -> operations that were interrupted and whose tasks have not queued them again yet.
         self.requeueing: dict[int, set[Any]] = {}
+        # The tasks that are ready to run, once the run has been seen.
+        self.runq: Sequence[object] = ()
+        # What the entry queue's task waits for, see `wait_woken`; None as long as it has not waited.
+        self.entry_poll: EntryPoll | None = None
         self.buffers: BufferRing | None = None
         # Operations ready for use again.
         self.receives: list[Any] = []
@@ -274,21 +302,15 @@ class UringIOManager:
 
     def get_events(self, timeout: float) -> Events:
         """Submit, wait, reap. Falsy if and only if the timeout (seconds) expired."""
-        # With work at hand nobody takes this for an idle run, so what a poller is at can wait.
+        # With work at hand nobody takes this for an idle run, so what a poller is at can wait, and a wake-up.
         ring = self.ring
-        events = ring.peek() if self.polled and not timeout and self._has_work() else ring.wait(timeout)
+        events = ring.peek() if not timeout and self.runq else ring.wait(timeout)
         if events is None:
             return _NOTHING
         if events:
             self.handed_out[0] = events
             return events
         return _WOKEN
-
-    @staticmethod
-    def _has_work() -> bool:
-        """Whether tasks are ready to run. In guest mode also asked by the thread that sleeps, when none is."""
-        runner = getattr(GLOBAL_RUN_CONTEXT, "runner", None)
-        return runner is not None and bool(runner.runq)
 
     def process_events(self, events: Events) -> None:
         """Hand the completions to their operations. Always on the run's own thread."""
@@ -298,21 +320,26 @@ class UringIOManager:
             events = ring.peek() or _NOTHING
         if not events:
             ring.owner_back()
+            self.runq = GLOBAL_RUN_CONTEXT.runner.runq
             if self.adaptive:
-                self.try_first = len(GLOBAL_RUN_CONTEXT.runner.runq) == 1
+                self.try_first = len(self.runq) == 1
             return
         self.lone_completion = len(events) == 3
         operations = self.operations
         runner = GLOBAL_RUN_CONTEXT.runner
-        runq = runner.runq
+        self.runq = runq = runner.runq
         observed = "task_scheduled" in runner.instruments
         memory = self.buffers.memory if self.buffers else b""
         each = iter(events)
         for user_data, result, flags in zip(each, each, each, strict=True):
             try:
                 operation = operations[user_data]
-            except KeyError:  # STRAY_DATA, and whose it claims to be
-                _log.warning("io_uring: a completion of entry %d, which is not in flight, has been ignored", result)
+            except KeyError:
+                if user_data == CALL_DATA:
+                    if self.entry_poll is not None:
+                        self.entry_poll.called()
+                else:  # STRAY_DATA, and whose it claims to be
+                    _log.warning("io_uring: a completion of entry %d, which is not in flight, has been ignored", result)
                 continue
             if (
                 operation.__class__ is SocketTransfer
@@ -436,3 +463,37 @@ class UringIOManager:
     def operation(self, fd: int, keep: object, waiters: dict[int, Any] | None = None) -> Operation:
         """A direct operation to `perform`; `waiters` is `readers`, `writers`, or None where many may run at once."""
         return Operation(self, fd, keep, waiters)
+
+
+def _waker(ring: Ring, by_socket_pair: Callable[[], None]) -> Callable[[], None]:
+    """What wakes the loop for a call: the ring, or where the kernel refuses that (F12) the socket pair, whose poll is there."""
+    call = ring.call
+
+    def wake() -> None:
+        if not call():
+            by_socket_pair()
+
+    return wake
+
+
+def wait_woken(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """For WakeupSocketpair.wait_woken, of which only the entry queue's is served here."""
+
+    @trio.lowlevel.enable_ki_protection  # type: ignore[type-var]
+    @functools.wraps(original)
+    async def wait_woken(self: Any) -> None:
+        runner = GLOBAL_RUN_CONTEXT.runner
+        manager = runner.io_manager
+        if manager.__class__ is not UringIOManager or runner.entry_queue.wakeup is not self:
+            return await original(self)
+        poll = manager.entry_poll
+        if poll is None:
+            # What has been written to the socket pair before is found by its poll.
+            self.wakeup_thread_and_signal_safe = _waker(manager.ring, self.wakeup_thread_and_signal_safe)
+        if poll is None or poll.task is None:
+            poll = manager.entry_poll = EntryPoll(manager, self.wakeup_sock.fileno(), GLOBAL_RUN_CONTEXT.task)
+        await poll.sleep()
+        if poll.task is None:
+            self.drain()
+
+    return wait_woken

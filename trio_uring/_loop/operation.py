@@ -275,6 +275,70 @@ class Poll:
             raise
 
 
+class EntryPoll(Poll):
+    """The poll of the socket pair of Trio's entry queue, which signals write to. Its task has calls to run that come by
+    `Ring.call`, without a word in the socket pair, so the poll outlives its sleeps.
+
+    One is in the kernel from its first sleep until it completes, is aborted or is closed: then `task` is None, and the next sleep
+    takes another one.
+
+    Attributes:
+      asleep: whether the task sleeps. Where it does not it looks at the queue once more before it does, as `EntryQueue.task`
+        is written, so it need not be told.
+    """
+
+    __slots__ = ("asleep",)
+
+    def __init__(self, manager: Manager, fd: int, task: Task) -> None:
+        super().__init__(manager, fd, select.POLLIN, manager.readers, task)
+        self.asleep = False
+
+    def abort(self, raise_cancel: RaiseCancelT) -> Abort:
+        """Trio's abort_fn: the run ends."""
+        self.asleep = False
+        return super().abort(raise_cancel)
+
+    def close(self) -> None:
+        """The descriptor is being closed. The task is told if it sleeps, or else the next time that it wants to."""
+        if self.asleep:
+            self.asleep = False
+            super().close()
+        else:
+            self._abandon()
+
+    def complete(self, result: int, flags: int) -> Task | None:
+        """A completion has been reaped."""
+        if self.asleep or self.task is None:
+            super().complete(result, flags)
+            self.asleep = self.task is not None  # else it has been queued again
+        else:
+            if not flags & CQE_F_MORE:
+                del self.manager.operations[self.user_data]
+            self._end()
+        return None
+
+    def called(self) -> None:
+        """`Ring.call` has been handed out."""
+        if self.asleep and self.task is not None:
+            self.asleep = False
+            trio.lowlevel.reschedule(self.task)
+
+    async def sleep(self) -> None:
+        """Sleep until `called`, or until the descriptor is ready; raises as `trio.lowlevel.wait_readable` does."""
+        self.asleep = True
+        try:
+            if not self.user_data:
+                self.waiters[self.fd] = self
+                self._queue()
+            await trio.lowlevel.wait_task_rescheduled(self.abort)
+        except BaseException:  # as in `Poll.sleep`
+            if self.task is not None:
+                self._end()
+            raise
+        finally:
+            self.asleep = False
+
+
 class Operation:
     """An entry whose memory the kernel reads or writes until its last completion. Used for one `perform` at a time.
 
