@@ -1065,6 +1065,8 @@ static int64_t recancel(tu_ring *r)
  * has called. In one order for all threads (these are sequentially consistent), so at least one of them sees the other. */
 int tu_call(tu_ring *r)
 {
+    if (atomic_load(&r->wakers) >= CLOSING_WAKERS)
+        return -EBADF;
     if (atomic_exchange(&r->called, 1) || !atomic_load(&r->asleep))
         return 0;
     return write_wake(r); /* EAGAIN too is told: one that is pending should be, but the caller can do more than believe it */

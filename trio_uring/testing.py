@@ -785,6 +785,8 @@ class SimulatedRing(Ring):
             self._wakers.pop()
 
     def call(self) -> bool:
+        if self._shut:
+            return False
         self._called = True
         if self._asleep:
             self.wake()

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import pytest
 import trio
@@ -20,6 +23,8 @@ from manager_tools import PATIENCE, Backend, Waiter, blocked, fill, manager, pip
 
 from trio_uring import UringBackend
 from trio_uring._loop.manager import UringIOManager
+from trio_uring._ring.ring import OP_POLL_ADD, OP_READ
+from trio_uring.testing import SimulatedRing
 
 pytestmark = pytest.mark.usefixtures("descriptors_flat")
 
@@ -256,6 +261,78 @@ def test_a_call_of_the_loop_itself_takes_no_system_call(pure_ring: Backend) -> N
     run(pure_ring, main)
 
 
+class Unwilling(SimulatedRing):
+    """Refuses the calls of these numbers, as a kernel that does not take the write to the eventfd."""
+
+    def __init__(self, refused: Collection[int], *sizes: Any) -> None:
+        self.refused = refused
+        self.calls = 0
+        super().__init__(*sizes)
+
+    def call(self) -> bool:
+        self.calls += 1
+        if self.calls not in self.refused:
+            return super().call()
+        self._called = True
+        return not self._asleep
+
+
+# What may go wrong with what wakes a loop: the number of calls that are refused, or what becomes of a read of the eventfd, or
+# of the poll of the socket pair.
+ONE_FAULT: list[tuple[Collection[int], dict[str, Any] | None]] = [
+    *(({nth}, None) for nth in range(1, 7)),
+    (range(1, 100), None),
+    *(
+        ((), {"opcode": opcode, "nth": nth, **fate})
+        for opcode in (OP_READ, OP_POLL_ADD)
+        for nth in (1, 2, 3)
+        for fate in (
+            {"res": -errno.EINTR},
+            {"res": -errno.ECANCELED},
+            {"late": 2},
+            {"copies": 2},
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("number", range(len(ONE_FAULT)))
+def test_f12_whatever_becomes_of_one_waker_the_other_wakes(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fault alone, and together with each later one: nobody sleeps through a call, or a signal."""
+
+    async def main() -> None:
+        for _ in range(3):
+            await trio.to_thread.run_sync(int)
+            await trio.to_thread.run_sync(lambda: trio.from_thread.run_sync(int))
+        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+            for _ in range(2):
+                await blocked()
+                os.kill(os.getpid(), signal.SIGUSR1)
+                async for _ in signals:
+                    break
+                await trio.to_thread.run_sync(int)
+
+    run("uring", trio.lowlevel.checkpoint)  # after which Trio's methods are replaced
+    rings: list[Unwilling] = []
+    for together in ((ONE_FAULT[number],), *itertools.combinations(ONE_FAULT[number:], 2)):
+        if together[0] is not ONE_FAULT[number]:
+            break
+        refused = frozenset(itertools.chain(*(calls for calls, _ in together)))
+
+        def make_ring(*sizes: Any, refused: Collection[int] = refused, together: Any = together) -> SimulatedRing:
+            ring = Unwilling(refused, *sizes)
+            rings.append(ring)
+            for _, injected in together:
+                if injected is not None:
+                    ring.inject(**injected)
+            return ring
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trio._core._run, "TheIOManager", lambda make=make_ring: UringIOManager(UringBackend(), make))
+            trio.run(main)
+        assert rings[-1].calls >= 10
+
+
 def test_calls_in_order_and_idempotent_ones_once(backend: Backend) -> None:
     async def main() -> None:
         token = trio.lowlevel.current_trio_token()
@@ -285,6 +362,35 @@ def test_calls_to_a_run_that_is_over(backend: Backend) -> None:
     token = run(backend, main)
     with pytest.raises(trio.RunFinishedError):
         token.run_sync_soon(print)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of its tasks, which are torn down
+def test_calls_to_a_run_that_broke_down(backend: Backend) -> None:
+    """Whose queue was never told that it is over: its caller hears that nobody is woken."""
+    tokens: list[trio.lowlevel.TrioToken] = []
+
+    class Stopped(trio.abc.Clock):
+        def start_clock(self) -> None:
+            pass
+
+        def current_time(self) -> float:
+            return 0
+
+        def deadline_to_sleep_time(self, deadline: float) -> float:
+            if tokens:
+                raise RuntimeError("the clock has stopped")
+            return 0
+
+    async def main() -> None:
+        await trio.to_thread.run_sync(int)
+        tokens.append(trio.lowlevel.current_trio_token())
+        await trio.sleep_forever()
+
+    with pytest.raises(trio.TrioInternalError):
+        run(backend, main, clock=Stopped())
+    for _ in range(2):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            tokens[0].run_sync_soon(print)
 
 
 def test_calls_while_the_run_ends(backend: Backend) -> None:

@@ -1110,6 +1110,7 @@ def test_use_after_close(ring: Ring, pipe: tuple[int, int]) -> None:
     ring.cancel(ONE)  # there is nothing left to cancel, and a task's end must not fail for that
     ring.wake()
     ring.owner_back()
+    assert not ring.call()
     assert (ring.queued, ring.sq_entries, ring.cq_entries, ring.fileno()) == (0, 0, 0, -1)
     assert ring.counters().completed == 1
     assert "closed" in repr(ring)

@@ -35,7 +35,12 @@ takes eight; its poll stays in the ring from one sleep of the queue's task to th
 No wake-up is lost. `EntryQueue.run_sync_soon` puts the call into the queue and then wakes; the queue's task looks
 into the queue and goes to sleep with no turn of the loop in between. So a call that comes too late for that look
 finds the task asleep by the time that the loop hands out CALL_DATA, as `Ring.call` has it do in this turn or the
-next.
+next. And the loop never sleeps on a call. Whenever it sleeps in the kernel with the task asleep,
+  - the eventfd's read is in flight, or the wait does not sleep (`arm_wake` in ffi/uring.c);
+  - the socket pair's poll is in flight, since the task sleeps only with one that is (`EntryPoll`);
+  - it has said so before its last look for a call. Who calls says so before the look whether it sleeps, and then writes the
+    eventfd; where that is refused (F12), the socket pair. Who hears that another has called and not been heard yet
+    leaves the waking to that one.
 """
 
 from __future__ import annotations
@@ -157,6 +162,7 @@ class UringIOManager:
         "transfers",
         "try_first",
         "vain",
+        "wakeup",
         "writers",
     )
 
@@ -182,8 +188,9 @@ class UringIOManager:
         self.requeueing: dict[int, set[Any]] = {}
         # The tasks that are ready to run, once the run has been seen.
         self.runq: Sequence[object] = ()
-        # What the entry queue's task waits for, see `wait_woken`; None as long as it has not waited.
+        # What the entry queue's task waits for, see `wait_woken`, and its WakeupSocketpair; None as long as it has not waited.
         self.entry_poll: EntryPoll | None = None
+        self.wakeup: Any = None
         self.buffers: BufferRing | None = None
         # Operations ready for use again.
         self.receives: list[Any] = []
@@ -403,6 +410,8 @@ class UringIOManager:
 
         Memory that it will not let go of is kept for the rest of the process, with a ResourceWarning.
         """
+        if self.wakeup is not None:  # who calls after a run that broke down hears of it as from Trio's own
+            vars(self.wakeup).pop("wakeup_thread_and_signal_safe", None)
         if self._kernels_workers:
             self.ring.max_workers(self._kernels_workers)  # the thread may have other rings
         _discard(self.operations, self.handed_out, self.ring.close(keep=self.operations))
@@ -489,6 +498,7 @@ def wait_woken(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaita
         poll = manager.entry_poll
         if poll is None:
             # What has been written to the socket pair before is found by its poll.
+            manager.wakeup = self
             self.wakeup_thread_and_signal_safe = _waker(manager.ring, self.wakeup_thread_and_signal_safe)
         if poll is None or poll.task is None:
             poll = manager.entry_poll = EntryPoll(manager, self.wakeup_sock.fileno(), GLOBAL_RUN_CONTEXT.task)

@@ -495,11 +495,12 @@ class Ring:
 
     def call(self) -> bool:
         """Tell the owner that there is something for it: a `wait` under way ends, and that one or else the next hands out
-        CALL_DATA, 0, 0; several calls in between count for one. False where the kernel refused to end the wait.
+        CALL_DATA, 0, 0; several calls in between count for one.
+        False where the kernel refused to end the wait, or it is closed.
 
-        Any thread, any signal handler; after `close` it does nothing. Only where the owner sleeps is there a system call.
+        Any thread, any signal handler. Only where the owner sleeps is there a system call.
         """
-        return lib.tu_call(self._r) in (0, -errno.EBADF)
+        return lib.tu_call(self._r) == 0  # type: ignore[no-any-return]
 
     # -------------------------------------------------------------- the end
 
