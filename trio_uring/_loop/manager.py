@@ -89,6 +89,8 @@ BUFFER_GROUP: Final = 0
 # What Trio's default thread limiter has at first; more than the kernel counts at once are none.
 MIN_WORKERS: Final = 40
 MAX_WORKERS: Final = 32768
+# Bytes of a receive after which copying them takes longer than a call in vain.
+LARGE: Final = 16384
 
 _MOST_LEFT_OUT: Final = 63  # attempts, between two in vain
 
@@ -144,6 +146,7 @@ class UringIOManager:
         "free_received",
         "free_sent",
         "handed_out",
+        "large",
         "last_descriptor_cancel",
         "last_user_data",
         "limiter",
@@ -203,6 +206,9 @@ class UringIOManager:
         # fd -> attempts to receive that are to be left out, and how many were the last time: the last one was in vain.
         # For polls, the same of ~fd.
         self.vain: dict[int, list[int]] = {}
+        # Descriptors whose last receive brought much, with "auto": more is likely to be there, and the system call puts it
+        # straight into the bytes object, where the ring's provided buffer has to be copied (docs/benchmarks.md).
+        self.large: set[int] = set()
         # The ring's address where what is at hand may be answered on the spot, else 0.
         self.at_hand: int = self.ring.address if backend.speculate and not self.polled else 0
         # Whose run it is; for who looks at it from outside.
@@ -302,6 +308,7 @@ class UringIOManager:
 
     def was_in_vain(self, key: int) -> None:
         """After an attempt."""
+        self.large.discard(key)
         found = self.vain.setdefault(key, [0, 0])
         found[0] = found[1] = min(2 * found[1] + 1, _MOST_LEFT_OUT)
 
