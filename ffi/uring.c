@@ -888,7 +888,9 @@ int tu_send(uint64_t ring, int fd, const char *data, unsigned len, unsigned msg_
 
 int tu_read(uint64_t ring, int fd, const char *memory, unsigned len, uint64_t off, uint64_t user_data)
 {
-    return tu_file(fd) ? 1 : tu_rw(ring, IORING_OP_READ, fd, memory, len, off, 0, user_data);
+    int kind = tu_file(fd);
+
+    return kind ? kind : tu_rw(ring, IORING_OP_READ, fd, memory, len, off, 0, user_data);
 }
 
 int tu_rw(uint64_t ring, unsigned opcode, int fd, const char *memory, unsigned len, uint64_t off, unsigned flags,

@@ -57,7 +57,7 @@ int tu_poll(tu_ring *r, int fd, unsigned events, uint64_t user_data);
 /* The two that a busy server makes most. They take the ring as a number, which the binding converts in a fraction of the time. */
 int tu_recv(uint64_t ring, int fd, unsigned len, uint64_t user_data); /* into a provided buffer */
 int tu_send(uint64_t ring, int fd, const char *data, unsigned len, unsigned msg_flags, uint64_t user_data);
-/* tu_read() is tu_rw() after a tu_file() that answered 0; else it answers 1 and queues nothing. */
+/* tu_read() is tu_rw() after a tu_file() that answered 0; else it answers what that did, and queues nothing. */
 int tu_read(uint64_t ring, int fd, const char *memory, unsigned len, uint64_t off, uint64_t user_data);
 int tu_rw(uint64_t ring, unsigned opcode, int fd, const char *memory, unsigned len, uint64_t off, unsigned flags,
           uint64_t user_data);
@@ -111,6 +111,8 @@ int tu_batch_read_files(tu_ring *r, const int32_t *fds, const uint32_t *lengths,
 #define TU_DIRECT 1
 #define TU_ELSEWHERE 2
 int tu_file(int fd);
+/* The same, and what O_DIRECT wants of addresses (units[0]), and of offsets and lengths (units[1]), in bytes; 1 where nobody knows. */
+int tu_direct(int fd, uint32_t *units);
 /* What an entry with these fields asks for, as the system call of that name: its result, or -EACCES where there is none. For a
  * ring that may not do it. Of sockets it answers -EAGAIN in place of waiting. */
 int64_t tu_system_call(unsigned opcode, int fd, void *addr, unsigned len, uint64_t off, unsigned op_flags, int file_index);

@@ -138,11 +138,12 @@ class UringIOManager:
         "_waiting",
         "_wanted_workers",
         "adaptive",
+        "aligned",
         "at_hand",
         "buffers",
         "cancelling",
         "concurrent",
-        "entry_poll",
+        "direct",
         "free_received",
         "free_sent",
         "handed_out",
@@ -217,6 +218,10 @@ class UringIOManager:
         self.lone_completion = False
         self.sends: list[Any] = []
         self.transfers: list[Any] = []
+        # The descriptor that was last read with O_DIRECT, as a hint, since its number may have been used again. And by size,
+        # memory for such reads that is free.
+        self.direct = -1
+        self.aligned: dict[int, list[Any]] = {}
         self.last_user_data = FIRST_USER_DATA
         # Trio's default limiter of threads, and how many tokens it has had: so many workers may there be at least.
         self.limiter: trio.CapacityLimiter | None = None

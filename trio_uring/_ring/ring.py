@@ -31,6 +31,7 @@ try:
     from .._ffi import lib as lib
 
     lib.tu_add_calls(b"trio_uring._ffi")
+    from .._ffi import tu_direct as tu_direct
     from .._ffi import tu_owner_back as tu_owner_back
     from .._ffi import tu_pairs as tu_pairs
     from .._ffi import tu_pool_add as tu_pool_add
