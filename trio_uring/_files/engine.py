@@ -722,11 +722,18 @@ def wrapper_anext(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awai
             and not task._cancel_status.effectively_cancelled
             and not task._runner.ki_pending
         ):
+            binary = engine.binary
+            if binary.splits:
+                for line in binary.lines:
+                    return line
+                if binary.split_lines():
+                    for line in binary.lines:
+                        return line
             if engine.ahead.line_at_hand and (line := engine.plain_readline()):
                 return line
-            for line in engine.binary.ready:
+            for line in binary.ready:
                 return line
-            if engine.binary.has_line() and (line := engine.binary.line_of(engine.plain_readline)):
+            if binary.has_line() and (line := binary.line_of(engine.plain_readline)):
                 return line
         line = await engine.next_line()  # type: ignore[attr-defined]
         if line:
