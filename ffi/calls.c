@@ -72,22 +72,6 @@ static PyObject *call_read_cached(PyObject *module, PyObject *const *args, Py_ss
     Py_RETURN_NONE;
 }
 
-/* tu_direct(fd): a tuple of what the function of that name in C answers; or the negated errno. */
-static PyObject *call_direct(PyObject *module, PyObject *const *args, Py_ssize_t given)
-{
-    uint32_t units[2];
-    int fd, kind;
-
-    (void)module;
-    if (given != 1)
-        return PyErr_Format(PyExc_TypeError, "tu_direct() takes fd");
-    fd = (int)PyLong_AsLong(args[0]);
-    if (PyErr_Occurred())
-        return NULL;
-    kind = tu_direct(fd, units);
-    return kind < 0 ? PyLong_FromLong(kind) : Py_BuildValue("(iII)", kind, units[0], units[1]);
-}
-
 /* New bytes, those of a file from `at` up to its end, if they are in the page cache and no more than `most`; NULL without an error
  * set where they are not. */
 static PyObject *cached_from(uint64_t ring, int fd, int64_t at, int64_t most)
@@ -135,47 +119,16 @@ static PyObject *call_read_rest(PyObject *module, PyObject *const *args, Py_ssiz
     Py_RETURN_NONE;
 }
 
-/* What a regular file of `size` bytes contains, or NULL where a read with these flags (RWF) has not all of it or the file has another
- * size by now. */
-static PyObject *contents_at_hand(int fd, int64_t size, int flags)
-{
-    char more; /* one byte more tells that it has grown */
-    struct iovec parts[2] = {{NULL, (size_t)size}, {&more, 1}};
-    PyObject *data = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
-    ssize_t got;
-
-    if (!data) {
-        PyErr_Clear(); /* the caller will meet it again */
-        return NULL;
-    }
-    parts[0].iov_base = PyBytes_AsString(data);
-    if (size > LET_GO_BYTES) {
-        TU_LET_GO;
-        got = read_vector(fd, parts, 2, 0, flags);
-        TU_TAKE_BACK;
-    } else {
-        got = read_vector(fd, parts, 2, 0, flags);
-    }
-    if (got == size)
-        return data;
-    Py_DECREF(data);
-    return NULL;
-}
-
 /* tu_read_whole(ring, path, most): all bytes of a regular file that is at hand by its name, as tu_open_cached() has it, and by its
  * contents. Where only the contents are not, or are none or more than `most` bytes, its descriptor, opened for reading; else
  * negated EAGAIN. */
 static PyObject *call_read_whole(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
-    struct {
-        uint64_t flags, mode, resolve;
-    } how = {O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0, TU_RESOLVE_CACHED}; /* not to wait for the end of a lease */
-    char facts[256];                                                  /* struct statx: stx_size at 40 */
-    PyObject *data = NULL;
     uint64_t ring;
-    int64_t most, size;
+    int64_t most;
+    PyObject *data;
     char *path;
-    int fd, where;
+    int fd;
 
     (void)module;
     if (given != 3)
@@ -185,27 +138,19 @@ static PyObject *call_read_whole(PyObject *module, PyObject *const *args, Py_ssi
     most = PyLong_AsLongLong(args[2]);
     if (PyErr_Occurred())
         return NULL;
-    if ((fd = name_cached(path, 0)) < 0)
-        return PyLong_FromLong(-EAGAIN);
-    where = flags_and(fd, TU_STATX_SIZE, facts);
-    close(fd);
-    if (where < 0 || !S_ISREG(where & S_IFMT) || !(where & TU_LOCAL))
-        return PyLong_FromLong(-EAGAIN);
-    fd = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+    fd = open_cached(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return PyLong_FromLong(-EAGAIN);
-    /* The size is that of the name a moment ago: it has only to be that of what is read. */
-    memcpy(&size, facts + 40, sizeof size);
-    if (size > 0 && size <= most && may_serve((tu_ring *)(uintptr_t)ring)) {
-        if (!(where & (TU_MEMORY | TU_COPIES_UP)))
-            data = contents_at_hand(fd, size, RWF_NOWAIT);
-        else if (resident(fd, (uint64_t)size, 0))
-            data = contents_at_hand(fd, size, 0);
+    data = cached_from(ring, fd, 0, most);
+    if (data && PyBytes_Size(data)) {
+        close(fd);
+        return data;
     }
-    if (!data && fcntl(fd, F_SETFL, 0) == 0)
+    Py_XDECREF(data);
+    if (!PyErr_Occurred() && fcntl(fd, F_SETFL, 0) == 0)
         return PyLong_FromLong(fd);
     close(fd);
-    return data ? data : PyLong_FromLong(-EAGAIN);
+    return PyErr_Occurred() ? NULL : PyLong_FromLong(-EAGAIN);
 }
 
 /* tu_stat_cached(path, follow, fstat): os.stat(path), with follow False os.lstat(path), without asking a file system that may have to
@@ -265,7 +210,7 @@ static int plain_pair(PyObject *pair, unsigned long long most, uint64_t *offset,
 }
 
 /* tu_wait_events(ring, timeout, out, max): tu_wait() with a timeout in seconds, or None for ever, and its completions as one list; None
- * where the timeout expired, an int where the kernel refused. With False for the timeout it is tu_peek(). */
+ * where the timeout expired, an int where the kernel refused. */
 static PyObject *call_wait_events(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     uint64_t ring;
@@ -287,8 +232,7 @@ static PyObject *call_wait_events(PyObject *module, PyObject *const *args, Py_ss
     max = PyLong_AsUnsignedLong(args[3]);
     if (PyErr_Occurred())
         return NULL;
-    n = args[1] == Py_False ? tu_peek((tu_ring *)(uintptr_t)ring, out, (unsigned)max)
-                            : tu_wait((tu_ring *)(uintptr_t)ring, ns, out, (unsigned)max);
+    n = tu_wait((tu_ring *)(uintptr_t)ring, ns, out, (unsigned)max);
     if (n == -ETIME)
         Py_RETURN_NONE;
     if (n < 0)
@@ -370,7 +314,6 @@ static PyMethodDef calls[] = {
     {"tu_recv", (PyCFunction)(void (*)(void))call_recv, METH_FASTCALL, NULL},
     {"tu_send", (PyCFunction)(void (*)(void))call_send, METH_FASTCALL, NULL},
     {"tu_read_cached", (PyCFunction)(void (*)(void))call_read_cached, METH_FASTCALL, NULL},
-    {"tu_direct", (PyCFunction)(void (*)(void))call_direct, METH_FASTCALL, NULL},
     {"tu_read_rest", (PyCFunction)(void (*)(void))call_read_rest, METH_FASTCALL, NULL},
     {"tu_read_whole", (PyCFunction)(void (*)(void))call_read_whole, METH_FASTCALL, NULL},
     {"tu_stat_cached", (PyCFunction)(void (*)(void))call_stat_cached, METH_FASTCALL, NULL},

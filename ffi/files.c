@@ -25,9 +25,7 @@
 #ifndef SYS_cachestat
 #define SYS_cachestat 451
 #endif
-#define TU_STATX_SIZE 0x200U
 #define TU_STATX_MNT_ID 0x1000U
-#define TU_STATX_DIOALIGN 0x2000U
 #define TU_STATX_MNT_ID_UNIQUE 0x4000U
 #define TU_RESOLVE_CACHED 0x20
 #define TU_STATMOUNT_SB_BASIC 0x1
@@ -176,13 +174,13 @@ static int asked(int fd, unsigned mask, char *out)
     return syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, mask, out) < 0 ? -errno : 0;
 }
 
-/* `more`: of STATX, what else is to be in `out`, struct statx: stx_mask at 0, stx_mode at 28, stx_mnt_id at 144. */
-static int flags_and(int fd, unsigned more, char *out)
+static int flags_of(int fd)
 {
+    char out[256]; /* struct statx: stx_mask at 0, stx_mode at 28, stx_mnt_id at 144 */
     uint32_t mask;
     uint16_t mode;
     uint64_t mount;
-    int flags = -ENOSYS, rc = asked(fd, TU_STATX_TYPE | TU_STATX_MNT_ID_UNIQUE | more, out);
+    int flags = -ENOSYS, rc = asked(fd, TU_STATX_TYPE | TU_STATX_MNT_ID_UNIQUE, out);
 
     if (rc < 0)
         return rc;
@@ -192,7 +190,7 @@ static int flags_and(int fd, unsigned more, char *out)
     if (mask & TU_STATX_MNT_ID_UNIQUE)
         flags = flags_by_number(mount);
     if (flags == -ENOSYS) {
-        if ((rc = asked(fd, TU_STATX_TYPE | TU_STATX_MNT_ID | more, out)) < 0)
+        if ((rc = asked(fd, TU_STATX_TYPE | TU_STATX_MNT_ID, out)) < 0)
             return rc;
         memcpy(&mount, out + 144, sizeof mount);
         flags = flags_by_line(mount);
@@ -200,13 +198,6 @@ static int flags_and(int fd, unsigned more, char *out)
     if (!flags && S_ISREG(mode) && fcntl(fd, TU_F_GET_SEALS) >= 0)
         flags = TU_LOCAL | TU_MEMORY;
     return (mode & S_IFMT) | flags;
-}
-
-static int flags_of(int fd)
-{
-    char out[256];
-
-    return flags_and(fd, 0, out);
 }
 
 /* A descriptor that only names what a path leads to, by the cache of names alone. */
@@ -261,10 +252,9 @@ int tu_where(int fd, const char *path)
     return fd < 0 ? path_flags(path) : flags_of(fd);
 }
 
-/* tu_file() of a descriptor that is at `where`. */
-static int kind_of(int fd, int where)
+int tu_file(int fd)
 {
-    int flags;
+    int where = flags_of(fd), flags;
 
     if (where < 0)
         return where;
@@ -277,28 +267,6 @@ static int kind_of(int fd, int where)
     if (flags & O_PATH)
         return -EBADF;
     return (flags & O_DIRECT ? TU_DIRECT : 0) | (where & TU_LOCAL || !S_ISREG(where & S_IFMT) ? 0 : TU_ELSEWHERE);
-}
-
-int tu_file(int fd)
-{
-    return kind_of(fd, flags_of(fd));
-}
-
-int tu_direct(int fd, uint32_t *units)
-{
-    char out[256];
-    uint32_t mask;
-    int kind = kind_of(fd, flags_and(fd, TU_STATX_DIOALIGN, out));
-
-    units[0] = units[1] = 1;
-    if (kind >= 0) {
-        memcpy(&mask, out, sizeof mask);
-        if (mask & TU_STATX_DIOALIGN)
-            memcpy(units, out + 152, 2 * sizeof *units); /* stx_dio_mem_align, stx_dio_offset_align */
-        units[0] = units[0] ? units[0] : 1;
-        units[1] = units[1] ? units[1] : 1;
-    }
-    return kind;
 }
 
 /* Whether all pages of a range of an overlay's file are in memory. The overlay itself has none of them (cachestat(2) says so): a

@@ -94,8 +94,6 @@ struct tu_ring {
     int event_fd;
     uint64_t event_value; /* the kernel writes here */
     atomic_int wakers;    /* threads inside tu_wake(), plus CLOSING_WAKERS once closing */
-    atomic_int called;    /* tu_call() has something for the owner that has not been handed out */
-    atomic_int asleep;    /* a wait sleeps, or is about to look at `called` and to sleep */
     tu_counters stats;
     completion *stash; /* completions taken off a full queue, oldest first */
     unsigned stash_len, stash_cap;
@@ -142,7 +140,6 @@ static void batch_free_all(tu_ring *r);
 #define TU_MARK_DATA 3 /* an entry that the shim waits for, to know how far the poller is */
 static int poller_sleeps(tu_ring *r);
 static int poller_wake(tu_ring *r);
-static int write_wake(tu_ring *r);
 static int poller_makes_room(tu_ring *r, unsigned rounds);
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -409,8 +406,6 @@ int tu_open(tu_ring *r, unsigned sq_entries, unsigned cq_entries, int cpu, unsig
     r->polled = cpu >= 0;
     memset(&r->stats, 0, sizeof r->stats);
     register_ring_fd(r);
-    atomic_store(&r->called, 0);
-    atomic_store(&r->asleep, 0);
     atomic_store(&r->wakers, 0);
     /* A seccomp filter may allow the set-up and forbid the rest: that is for the opener to hear, not for the first wait. */
     *step = 3;
@@ -888,9 +883,7 @@ int tu_send(uint64_t ring, int fd, const char *data, unsigned len, unsigned msg_
 
 int tu_read(uint64_t ring, int fd, const char *memory, unsigned len, uint64_t off, uint64_t user_data)
 {
-    int kind = tu_file(fd);
-
-    return kind ? kind : tu_rw(ring, IORING_OP_READ, fd, memory, len, off, 0, user_data);
+    return tu_file(fd) ? 1 : tu_rw(ring, IORING_OP_READ, fd, memory, len, off, 0, user_data);
 }
 
 int tu_rw(uint64_t ring, unsigned opcode, int fd, const char *memory, unsigned len, uint64_t off, unsigned flags,
@@ -1063,46 +1056,6 @@ static int64_t recancel(tu_ring *r)
     return r->missed ? r->retry_at - now : -1;
 }
 
-/* The caller says that it has called and then looks whether anybody sleeps; who sleeps says so first and then looks whether anybody
- * has called. In one order for all threads (these are sequentially consistent), so at least one of them sees the other. */
-int tu_call(tu_ring *r)
-{
-    if (atomic_load(&r->wakers) >= CLOSING_WAKERS)
-        return -EBADF;
-    if (atomic_exchange(&r->called, 1) || !atomic_load(&r->asleep))
-        return 0;
-    return write_wake(r); /* EAGAIN too is told: one that is pending should be, but the caller can do more than believe it */
-}
-
-static int has_called(tu_ring *r)
-{
-    return atomic_load_explicit(&r->called, memory_order_relaxed);
-}
-
-/* Whether it may sleep. Whoever hears 1 calls get_up() afterwards. */
-static int lie_down(tu_ring *r)
-{
-    atomic_store(&r->asleep, 1);
-    if (!atomic_load(&r->called))
-        return 1;
-    atomic_store(&r->asleep, 0);
-    return 0;
-}
-
-static void get_up(tu_ring *r)
-{
-    atomic_store(&r->asleep, 0);
-}
-
-static unsigned hand_out_call(tu_ring *r, int64_t *out, unsigned max)
-{
-    if (!max || !has_called(r) || !atomic_exchange(&r->called, 0))
-        return 0;
-    out[0] = TU_CALL_DATA;
-    out[1] = out[2] = 0;
-    return 1;
-}
-
 /* Sleeping in another thread than the owner's (guest mode).
  *
  * Under DEFER_TASKRUN the ring's own descriptor is no good for that: poll(2) on it reports pending work, but work that
@@ -1131,14 +1084,13 @@ static int sleep_elsewhere(tu_ring *r, int64_t timeout_ns)
     if (read(pfd.fd, &emptied, sizeof emptied) < 0 && errno != EAGAIN)
         return -errno;
     if (load(r->ring.cq.ktail) != load(r->ring.cq.khead) || load(&r->stash_len) || load(&r->woken) || load(&r->batch_over) ||
-        load(&r->batch_late) || (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) || !lie_down(r))
+        load(&r->batch_late) || (kernel_flags(r) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)))
         return 0;
     {
         TU_LET_GO;
         rc = ppoll(&pfd, 1, timeout_ns < 0 ? NULL : &ts, NULL);
         TU_TAKE_BACK;
     }
-    get_up(r);
     if (rc == 0)
         return early ? 0 : -ETIME;
     return rc < 0 && errno != EINTR ? -errno : 0;
@@ -1196,25 +1148,15 @@ void tu_spin(tu_ring *r, int64_t ns)
     r->spin_ns = sysconf(_SC_NPROCESSORS_ONLN) > 1 ? ns : 0;
 }
 
-/* Whether the kernel or another thread has something for us before `until`. Both say so in memory, so this enters nothing. */
+/* Whether the kernel has something for us before `until`. Deferred work announces itself in memory, so this enters nothing. */
 static int spin_until(tu_ring *r, int64_t until)
 {
     int rc;
 
     TU_LET_GO;
-    while (!(rc = (kernel_flags(r) & IORING_SQ_TASKRUN) || ready(r) || has_called(r)) && now_ns() < until)
+    while (!(rc = (kernel_flags(r) & IORING_SQ_TASKRUN) || ready(r)) && now_ns() < until)
         RELAX();
     TU_TAKE_BACK;
-    return rc;
-}
-
-/* Submits, and sleeps unless somebody has called. */
-static int enter_to_sleep(tu_ring *r, int64_t left)
-{
-    int wait = lie_down(r);
-    int rc = enter(r, unsent(r), (unsigned)wait, IORING_ENTER_GETEVENTS, wait ? left : -1);
-
-    get_up(r);
     return rc;
 }
 
@@ -1228,7 +1170,7 @@ static int spin_or_sleep(tu_ring *r, int64_t left)
     int rc;
 
     if (!r->spin_ns || r->handed > SPIN_MAX_COMPLETIONS || r->batch_live)
-        return enter_to_sleep(r, left);
+        return enter(r, unsent(r), 1, IORING_ENTER_GETEVENTS, left);
     began = now_ns();
     if (r->spin_credit > 0) {
         int64_t patience = left >= 0 && left < r->spin_ns ? left : r->spin_ns;
@@ -1239,13 +1181,13 @@ static int spin_or_sleep(tu_ring *r, int64_t left)
         if (spin_until(r, began + patience)) {
             if (r->spin_credit < MAX_CREDIT)
                 r->spin_credit++;
-            return r->polled || !(kernel_flags(r) & IORING_SQ_TASKRUN) ? 0 : enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1);
+            return r->polled ? 0 : enter(r, 0, 0, IORING_ENTER_GETEVENTS, -1);
         }
         r->spin_credit -= 4;
         if (left >= 0 && (left -= now_ns() - began) < 0)
             left = 0; /* not the word for ever */
     }
-    rc = enter_to_sleep(r, left);
+    rc = enter(r, unsent(r), 1, IORING_ENTER_GETEVENTS, left);
     if (now_ns() - began > SHORT_SLEEP)
         r->spin_credit = r->spin_credit < 0 ? r->spin_credit : 0;
     else if (r->spin_credit < MAX_CREDIT)
@@ -1253,9 +1195,7 @@ static int spin_or_sleep(tu_ring *r, int64_t left)
     return rc;
 }
 
-/* `certain`: that the timeout expired is told of a ring with a poller only when that is done with all that it was given, and of a ring
- * that a wake-up has been written to not at all. Else the read of the eventfd is not queued for this wait's sake: a loop that was
- * woken and has work to do would enter the kernel once more for it, and pass the interpreter's lock round. */
+/* `certain`: that the timeout expired is told of a ring with a poller only when that is done with all that it was given. */
 static int wait_for(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max, int certain)
 {
     unsigned n, noted, seen = 0;
@@ -1272,8 +1212,7 @@ static int wait_for(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max, 
     r->away = 0;
     r->turns++;
     recycle_buffers(r);
-    rc = certain || unsent(r) ? arm_wake(r) : 0;
-    if (rc == 0)
+    if ((rc = arm_wake(r)) == 0)
         rc = queue_owed(r);
     if (rc < 0 && !transient(rc))
         return rc;
@@ -1288,7 +1227,7 @@ again:
     starved = batch_advance(r);
     if (kernel_flags(r) & IORING_SQ_CQ_OVERFLOW)
         count(&r->stats.cq_overflows, 1);
-    sleeping = left != 0 && !starved && !awake && !ready(r) && !has_called(r);
+    sleeping = left != 0 && !starved && !awake && !ready(r);
     if (timeout_ns > 0 && !started && (sleeping || r->batch_live))
         started = now_ns();
     if (sleeping) {
@@ -1301,7 +1240,6 @@ again:
     n = reap(r, out, max, &seen);
     n = drain_overflow(r, out, max, n, &seen);
     n += batch_hand_out(r, out + 3 * n, max - n);
-    n += hand_out_call(r, out + 3 * n, max - n);
     r->handed = n;
     if (unsent(r)) {
         /* The kernel took only a part, or nothing (F22, F23): make room and try again before anybody sleeps on it. */
@@ -1358,7 +1296,7 @@ int tu_peek(tu_ring *r, int64_t *out, unsigned max)
     return wait_for(r, 0, out, max, 0);
 }
 
-static int write_wake(tu_ring *r)
+int tu_wake(tu_ring *r)
 {
     uint64_t one = 1;
     int rc = 0, saved = errno;
@@ -1366,7 +1304,8 @@ static int write_wake(tu_ring *r)
     if (atomic_fetch_add(&r->wakers, 1) < CLOSING_WAKERS) {
         int notify = __atomic_load_n(&r->notify_fd, __ATOMIC_ACQUIRE);
 
-        if (write(r->event_fd, &one, sizeof one) < 0)
+        /* EAGAIN: the counter is full, so a wake-up is pending already. */
+        if (write(r->event_fd, &one, sizeof one) < 0 && errno != EAGAIN)
             rc = -errno;
         /* The kernel's own signal for a read of an eventfd comes milliseconds late, see renew_notify(). */
         if (notify >= 0 && write(notify, &one, sizeof one) < 0 && errno != EAGAIN)
@@ -1377,13 +1316,6 @@ static int write_wake(tu_ring *r)
     atomic_fetch_sub(&r->wakers, 1);
     errno = saved;
     return rc;
-}
-
-int tu_wake(tu_ring *r)
-{
-    int rc = write_wake(r);
-
-    return rc == -EAGAIN ? 0 : rc; /* the counter is full, so a wake-up is pending already */
 }
 
 /* Submits, and runs deferred work until none is left: it is what drops the references to files of cancelled requests (F18). About

@@ -4,8 +4,8 @@
  * This header is read twice: by the C compiler, and by cffi (ffi/build.py), so it keeps to plain declarations.
  * Every function returns 0 or a count on success and a negated errno on failure, as the kernel does.
  *
- * Threads: everything belongs to the thread that called tu_open(), but for tu_wake(), tu_call() and tu_stats() (any thread, any
- * signal handler) and tu_wait(), which another thread may call to sleep until the owner has something to do.
+ * Threads: everything belongs to the thread that called tu_open(), but for tu_wake() and tu_stats() (any thread, any signal
+ * handler) and tu_wait(), which another thread may call to sleep until the owner has something to do.
  */
 
 /* user_data values below TU_FIRST_USER_DATA, and from 1 << 62 on, are the shim's own; their completions are never handed out. */
@@ -13,8 +13,6 @@
 #define TU_IGNORED_DATA 1
 /* Handed out, with the user_data that it came with as its res: a completion of an entry that is not in flight (any more). */
 #define TU_STRAY_DATA 2
-/* Handed out with a res and flags of 0, once for all calls of tu_call() since the last one: somebody has something for the owner. */
-#define TU_CALL_DATA 8
 #define TU_FIRST_USER_DATA 16
 
 typedef struct {
@@ -57,7 +55,7 @@ int tu_poll(tu_ring *r, int fd, unsigned events, uint64_t user_data);
 /* The two that a busy server makes most. They take the ring as a number, which the binding converts in a fraction of the time. */
 int tu_recv(uint64_t ring, int fd, unsigned len, uint64_t user_data); /* into a provided buffer */
 int tu_send(uint64_t ring, int fd, const char *data, unsigned len, unsigned msg_flags, uint64_t user_data);
-/* tu_read() is tu_rw() after a tu_file() that answered 0; else it answers what that did, and queues nothing. */
+/* tu_read() is tu_rw() after a tu_file() that answered 0; else it answers 1 and queues nothing. */
 int tu_read(uint64_t ring, int fd, const char *memory, unsigned len, uint64_t off, uint64_t user_data);
 int tu_rw(uint64_t ring, unsigned opcode, int fd, const char *memory, unsigned len, uint64_t off, unsigned flags,
           uint64_t user_data);
@@ -74,11 +72,8 @@ unsigned tu_queued(tu_ring *r);
  * first such call answers 0 at once: the owner's next tu_wait() then makes what sleepers wait for. */
 int tu_submit(tu_ring *r);
 int tu_wait(tu_ring *r, int64_t timeout_ns, int64_t *out, unsigned max);
-int tu_peek(tu_ring *r, int64_t *out, unsigned max); /* tu_wait() with 0, for who would go on all the same: no waiting for a poller, nor any look for wake-ups */
+int tu_peek(tu_ring *r, int64_t *out, unsigned max); /* tu_wait() with 0, which with a poller does not wait for that either */
 int tu_wake(tu_ring *r);
-/* Has the next wait hand out TU_CALL_DATA; ends one under way as tu_wake() does, and of an owner who does not sleep it makes no system
- * call. What the caller did before is seen by who has been handed that. A negated errno: nobody has been woken; EBADF: it is closed. */
-int tu_call(tu_ring *r);
 void tu_spin(tu_ring *r, int64_t ns); /* how long tu_wait() may look for completions before it sleeps; at first 0 */
 
 /* Ends requests on fd, queued ones included, and lets the kernel drop its references to the file: those of the user_data in
@@ -111,8 +106,6 @@ int tu_batch_read_files(tu_ring *r, const int32_t *fds, const uint32_t *lengths,
 #define TU_DIRECT 1
 #define TU_ELSEWHERE 2
 int tu_file(int fd);
-/* The same, and what O_DIRECT wants of addresses (units[0]), and of offsets and lengths (units[1]), in bytes; 1 where nobody knows. */
-int tu_direct(int fd, uint32_t *units);
 /* What an entry with these fields asks for, as the system call of that name: its result, or -EACCES where there is none. For a
  * ring that may not do it. Of sockets it answers -EAGAIN in place of waiting. */
 int64_t tu_system_call(unsigned opcode, int fd, void *addr, unsigned len, uint64_t off, unsigned op_flags, int file_index);

@@ -53,6 +53,24 @@ static void folder_open(struct folder *folder, const char *name, size_t length)
     folder->is_memory = about.f_type == 0x01021994 || about.f_type == 0x858458f6; /* tmpfs, ramfs: it knows no RWF_NOWAIT */
 }
 
+/* What a regular file of `size` bytes contains, or NULL where it is not at hand or has another size by now. */
+static PyObject *contents_at_hand(int fd, off_t size, int is_memory)
+{
+    char more; /* one byte more tells that it has grown */
+    struct iovec parts[2] = {{NULL, (size_t)size}, {&more, 1}};
+    PyObject *data = PyBytes_FromStringAndSize(NULL, size);
+
+    if (!data) {
+        PyErr_Clear(); /* the caller will meet it again */
+        return NULL;
+    }
+    parts[0].iov_base = PyBytes_AsString(data);
+    if (read_vector(fd, parts, 2, 0, is_memory ? 0 : RWF_NOWAIT) == size)
+        return data;
+    Py_DECREF(data);
+    return NULL;
+}
+
 /* A result of call_read_files(). */
 static PyObject *file_at_hand(struct folder *folder, const char *path)
 {
@@ -77,7 +95,7 @@ static PyObject *file_at_hand(struct folder *folder, const char *path)
     }
     if (file_status(fd, &st) < 0 || !S_ISREG(st.st_mode))
         return Py_BuildValue("(ii)", fd, -1);
-    data = st.st_size <= WHOLE_BYTES ? contents_at_hand(fd, st.st_size, folder->is_memory ? 0 : RWF_NOWAIT) : NULL;
+    data = st.st_size <= WHOLE_BYTES ? contents_at_hand(fd, st.st_size, folder->is_memory) : NULL;
     if (data) {
         close(fd);
         return data;

@@ -41,7 +41,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from ._ring.ring import (
-    CALL_DATA,
     CANCEL_ALL,
     CANCEL_ANY,
     CANCEL_FD,
@@ -511,8 +510,6 @@ class SimulatedRing(Ring):
         self._wake_value = ctypes.create_string_buffer(8)
         self._wakers: list[None] = []  # one for each thread inside wake(); appending and popping are atomic
         self._shut = False  # wakers are turned away
-        self._called = False  # somebody has something for the owner
-        self._asleep = False  # a wait sleeps, or is about to look at `_called` and to sleep
         self._was_forked = False
         self._ready_files: set[int] = set()  # reported by the epoll instance, not acted on yet
         self._work_shown = False
@@ -735,25 +732,17 @@ class SimulatedRing(Ring):
             self._sleepers = True
             if not self._watched:
                 return []
-            if not self._lie_down():
-                return []
-            try:
-                return None if _sleep_on(self._epoll.fileno(), timeout_ns) == 0 else []
-            finally:
-                self._asleep = False
+            return None if _sleep_on(self._epoll.fileno(), timeout_ns) == 0 else []
         self._watched = self._sleepers
         self._away = False
         if self._buffers is not None:
             self._buffers._take_back()
         self._arm_wake()
         self._counts["cq_overflows"] += bool(self._overflow)
-        sleeping = timeout_ns != 0 and not self._cq and self._lie_down()
+        sleeping = timeout_ns != 0 and not self._cq
         interrupted = False
         if sleeping:
-            try:
-                interrupted = self._enter(get_events=True, timeout_ns=timeout_ns)
-            finally:
-                self._asleep = False
+            interrupted = self._enter(get_events=True, timeout_ns=timeout_ns)
         elif self._sq or self._has_work():
             self._enter(get_events=True)
         most = min(self._cq_size, _MOST_AT_ONCE)
@@ -763,10 +752,6 @@ class SimulatedRing(Ring):
             self._counts["cq_overflows"] += 1
             self._enter(get_events=True)
             seen |= self._reap(out, most)
-        if self._called and len(out) < 3 * most:
-            self._called = False
-            out += (CALL_DATA, 0, 0)
-            seen = True
         self._show_work()
         # What the seed holds back is not idleness: a run must not believe that all its tasks are blocked for good.
         if seen or interrupted or self._has_pending_work():
@@ -783,19 +768,6 @@ class SimulatedRing(Ring):
             pass  # the counter is full, so a wake-up is pending already
         finally:
             self._wakers.pop()
-
-    def call(self) -> bool:
-        if self._shut:
-            return False
-        self._called = True
-        if self._asleep:
-            self.wake()
-        return True
-
-    def _lie_down(self) -> bool:
-        self._asleep = True
-        self._asleep = not self._called
-        return self._asleep
 
     def _arm_wake(self) -> None:
         if self._wake_armed or self._ending:

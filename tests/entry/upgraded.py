@@ -37,16 +37,15 @@ def used() -> str:
     return str(run(main))
 
 
-def loads(function: FunctionType, name: str, attribute: bool) -> bool:
-    opnames = ("LOAD_METHOD", "LOAD_ATTR") if attribute else ("LOAD_GLOBAL",)
-    return any(each.opname in opnames and each.argval == name for each in dis.get_instructions(function))
+def loads(function: FunctionType, name: str) -> bool:
+    return any(each.opname == "LOAD_GLOBAL" and each.argval == name for each in dis.get_instructions(function))
 
 
-def renamed_in(holder: ModuleType | type, name: str) -> None:
-    """What uses the global name in that module, or an attribute of that name in that class, uses the new one."""
-    for function in [value for value in vars(holder).values() if inspect.isfunction(value)]:
+def renamed_in(module: ModuleType, name: str) -> None:
+    """What uses the global name in that module uses the new one."""
+    for function in [value for value in vars(module).values() if inspect.isfunction(value)]:
         function = inspect.unwrap(function)
-        if isinstance(function, FunctionType) and loads(function, name, isinstance(holder, type)):
+        if isinstance(function, FunctionType) and loads(function, name):
             names = tuple(name + AFTER if each == name else each for each in function.__code__.co_names)
             function.__code__ = function.__code__.replace(co_names=names)
 
@@ -59,8 +58,6 @@ def rename(modules: list[str], name: str) -> None:
         if last in vars(holder):
             setattr(holder, last + AFTER, vars(holder)[last])
             delattr(holder, last)
-            if holder.__name__ == "WakeupSocketpair":  # else no run begins
-                renamed_in(trio._core._entry_queue.EntryQueue, last)
         if not path:
             renamed_in(module, last)
 

@@ -35,7 +35,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +43,6 @@ import fault_scenarios
 import trio
 
 import trio_uring
-from trio_uring._loop import manager
 from trio_uring._ring import ring as _ring
 
 lib: Any = _ring.lib
@@ -151,21 +150,16 @@ def spare_entry_queue() -> None:
     has ended, or gets what a cancelled task was to send. That is so on epoll as well. Rows of the suite shield, or ask a
     thread; wakeups does.
     """
-    make = manager.wait_woken
+    wakeup = trio._core._wakeup_socketpair.WakeupSocketpair
+    wait_woken = wakeup.wait_woken
 
-    def patient(original: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
-        wait_woken = make(original)
+    async def patient(self: Any) -> None:
+        for _ in range(10):  # no fault that it can meet goes on for longer
+            with contextlib.suppress(OSError, MemoryError):
+                return await wait_woken(self)
+        await wait_woken(self)
 
-        @functools.wraps(original)
-        async def again(self: Any) -> None:
-            for _ in range(10):  # no fault that it can meet goes on for longer
-                with contextlib.suppress(OSError, MemoryError):
-                    return await wait_woken(self)
-            await wait_woken(self)
-
-        return again
-
-    manager.wait_woken = patient  # what `seams` puts in the place of Trio's own, by the time that there is a ring
+    wakeup.wait_woken = patient  # type: ignore[method-assign]
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

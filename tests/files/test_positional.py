@@ -34,7 +34,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trio_uring
-from trio_uring._loop.calls import address_of, ring_manager
+from trio_uring._loop.calls import address_of
 from trio_uring._loop.manager import UringIOManager
 from trio_uring._loop.operation import GLOBAL_RUN_CONTEXT
 from trio_uring._positional import positional as _positional
@@ -97,7 +97,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 @pytest.fixture
 def streams_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let positional calls have pipes, which block for as long as a test likes."""
-    monkeypatch.setattr(_positional, "direct_kind", lambda fd: (0, 1, 1))
+    monkeypatch.setattr(_positional, "kind", lambda fd: 0)
     monkeypatch.setattr(
         _positional, "tu_read", lambda ring, *entry: _positional.tu_rw(ring, 22, *entry[:-1], 0, entry[-1])
     )
@@ -1025,7 +1025,7 @@ def test_the_end_of_a_batch_of_a_device(ring: Backend, fd: int, pipe: tuple[int,
         assert os.read(pipe[0], 100) == b"for others"
 
 
-def test_direct_reads_take_memory_again_only_when_it_is_free(tmp_path: Path) -> None:
+def test_direct_reads_take_memory_again_only_when_it_is_free(ring: Backend, tmp_path: Path) -> None:
     """Results are the reader's own, also of many reads at once and one after the other; a cancelled read's memory is dropped."""
     blocks = [bytes([n]) * 4096 for n in range(8)]
     fd = direct_file(tmp_path, b"".join(blocks))
@@ -1039,25 +1039,25 @@ def test_direct_reads_take_memory_again_only_when_it_is_free(tmp_path: Path) -> 
             async with trio.open_nursery() as nursery:
                 for n in range(8):
                     nursery.start_soon(read, turn, n)
-        manager: Any = ring_manager()
-        kept = {id(memory) for memory in manager.aligned[4096]}
+        free = _positional._free_aligned.get()
+        kept = {id(memory) for memory in free[4096]}
         assert len(kept) == 8
         with trio.CancelScope() as scope:
             scope.cancel()
             await trio_uring.read_at(fd, 4096, 0)
         assert scope.cancelled_caught
-        assert {id(memory) for memory in manager.aligned[4096]} <= kept
+        assert {id(memory) for memory in free[4096]} <= kept
         # At the end of the file, over several pages, and over more than the run keeps.
         assert await trio_uring.read_at(fd, 3 * 4096, 6 * 4096) == blocks[6] + blocks[7]
         assert await trio_uring.read_at(fd, 8 << 20, 0) == b"".join(blocks)
-        assert not manager.aligned[8 << 20]
+        assert not free[8 << 20]
 
-    trio.run(main, io_backend="uring")
+    run(ring, main)
     os.close(fd)
     assert found == {(turn, n): block for turn in range(3) for n, block in enumerate(blocks)}
 
 
-def test_a_descriptor_number_of_a_direct_file_that_is_another_files_now(tmp_path: Path) -> None:
+def test_a_descriptor_number_of_a_direct_file_that_is_another_files_now(ring: Backend, tmp_path: Path) -> None:
     """The hint that a number is a file's with O_DIRECT is only a hint."""
     fd = direct_file(tmp_path, b"d" * 4096)
     plain = tmp_path / "plain"
@@ -1071,15 +1071,15 @@ def test_a_descriptor_number_of_a_direct_file_that_is_another_files_now(tmp_path
         assert await trio_uring.read_at(fd, 3, 1) == b"lai"
         assert await trio_uring.read_at(fd, 3, 1) == b"lai"
 
-    trio.run(main, io_backend="uring")
+    run(ring, main)
     os.close(fd)
 
 
 def test_f37_misaligned_direct_io_says_what_and_by_how_much(
     backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_positional, "direct_kind", lambda fd: (_requests.TU_DIRECT, 512, 4096))
-    monkeypatch.setattr(_requests, "alignment_of", lambda fd: (512, 4096))
+    for module in (_positional, _requests):
+        monkeypatch.setattr(module, "alignment_of", lambda fd: (512, 4096))
     fd = direct_file(tmp_path, bytes(3 * 4096))
     buffer = trio_uring.aligned_buffer(8192)
     off = memoryview(buffer)[8 : 8 + 4096]

@@ -23,7 +23,6 @@ import pytest
 
 from trio_uring._ring import ring as _ring
 from trio_uring._ring.ring import (
-    CALL_DATA,
     CANCEL_ALL,
     CANCEL_FD,
     CQE_BUFFER_SHIFT,
@@ -722,74 +721,6 @@ def test_wake_and_completions_in_one_wait(ring: Ring) -> None:
     assert settle(ring) == []
 
 
-def test_a_call_is_handed_out_once_and_ends_no_later_wait(ring: Ring) -> None:
-    settle(ring)
-    for _ in range(5):
-        ring.call()
-    assert ring.wait(PATIENCE) == [CALL_DATA, 0, 0]
-    assert ring.wait(0) is None
-    waits: tuple[Callable[[], list[int] | None], ...] = (lambda: ring.wait(0), ring.peek, lambda: ring.wait(None))
-    for wait in waits:
-        ring.call()
-        assert wait() == [CALL_DATA, 0, 0]
-        assert ring.wait(0) is None
-
-
-def test_a_call_and_completions_in_one_wait(ring: Ring) -> None:
-    ring.call()
-    for user_data in user_datas(2):
-        ring.queue(OP_NOP, user_data)
-    assert [c.user_data for c in reap(ring, 3)].count(CALL_DATA) == 1
-    assert settle(ring) == []
-
-
-def test_a_wake_is_still_there_for_who_peeked(ring: Ring) -> None:
-    """F27: a look that promises nothing takes no wake-up away."""
-    settle(ring)
-    ring.wake()
-    ring.peek()
-    ring.peek()
-    ring.wake()
-    assert ring.wait(PATIENCE) == []
-
-
-def test_calls_from_many_threads_lose_none(ring: Ring) -> None:
-    """F27: what a thread did before its call is seen by who has been handed one after it; nobody sleeps through it."""
-    done: deque[int] = deque()
-
-    def work() -> None:
-        for number in range(200):
-            done.append(number)
-            ring.call()
-
-    threads = [InThread(work) for _ in range(8)]
-    seen = 0
-    while seen < 8 * 200:
-        events = ring.wait(PATIENCE)
-        assert events is not None, "a call was lost"
-        if CALL_DATA in events:
-            while done:
-                done.popleft()
-                seen += 1
-    for thread in threads:
-        thread.result()
-
-
-def test_a_call_wakes_who_sleeps_elsewhere(ring: Ring) -> None:
-    """The owner is handed it, not the sleeper; where the call came before the sleep there is none."""
-    watch(ring)
-    for early in (False, True) * 10:
-        if early:
-            ring.call()
-        sleeper = InThread(lambda: ring.wait(PATIENCE))
-        if not early:
-            ring.call()
-        assert sleeper.result() == []
-        events = ring.wait(0)
-        assert events == [CALL_DATA, 0, 0]
-        settle(ring)
-
-
 @pytest.mark.parametrize("cancels", range(1, 12))
 def test_a_wake_survives_a_cancel_by_descriptor(new_ring: MakeRing, pipe: tuple[int, int], cancels: int) -> None:
     """F27: `cancel_fd` runs deferred work and makes room in a full queue; it swallows no wake-up."""
@@ -1110,7 +1041,6 @@ def test_use_after_close(ring: Ring, pipe: tuple[int, int]) -> None:
     ring.cancel(ONE)  # there is nothing left to cancel, and a task's end must not fail for that
     ring.wake()
     ring.owner_back()
-    assert not ring.call()
     assert (ring.queued, ring.sq_entries, ring.cq_entries, ring.fileno()) == (0, 0, 0, -1)
     assert ring.counters().completed == 1
     assert "closed" in repr(ring)

@@ -455,17 +455,6 @@ def _check_uses(*names: str) -> Callable[[Any], Iterator[str]]:
     return check
 
 
-def _check_wait_woken(original: Any) -> Iterator[str]:
-    """The entry queue's task sleeps there, and its instances take another `wakeup_thread_and_signal_safe`, which wakes it."""
-    yield from _check_uses("drain", "wait_readable", "wakeup_sock")(original)
-    queue = trio._core._entry_queue.EntryQueue
-    for function, name in ((queue.task, "wait_woken"), (queue.run_sync_soon, "wakeup_thread_and_signal_safe")):
-        if not {"wakeup", name} <= _names(function):
-            yield f"is not what {function.__qualname__} uses by {name}"
-    if not trio._core._wakeup_socketpair.WakeupSocketpair.__dictoffset__:
-        yield "is of a class whose instances take no other methods"
-
-
 # ------------------------------------------------------------------ the table
 
 
@@ -590,13 +579,6 @@ PATH_METHODS: Final = (
 # Replaced when the first ring of the process is made, so that a process without one runs Trio's own code.
 # Runs on another backend beside it (another thread, a later run) are passed on to Trio's own methods.
 OPERATION_SEAMS: Final = (
-    Seam(
-        modules=("trio._core._wakeup_socketpair",),
-        name="WakeupSocketpair.wait_woken",
-        why="calls from other threads wake the loop by the ring's eventfd",
-        check=_check_wait_woken,
-        replacement=AtFirstCall("_loop.manager", "wait_woken"),
-    ),
     *(
         Seam(
             modules=("trio._socket",),
@@ -807,9 +789,7 @@ USED: Final = {
         "_schedule_points",
     ),
     "trio._core._run.CancelStatus": ("effectively_cancelled",),
-    "trio._core._entry_queue.EntryQueue": ("wakeup",),
-    "trio._core._wakeup_socketpair.WakeupSocketpair": ("drain", "wakeup_sock", "wakeup_thread_and_signal_safe"),
-    "trio._core._run.Runner": ("deliver_ki", "entry_queue", "instruments", "io_manager", "ki_pending", "runq", "tasks"),
+    "trio._core._run.Runner": ("deliver_ki", "instruments", "io_manager", "ki_pending", "runq", "tasks"),
     "trio._file_io": ("_FILE_ASYNC_METHODS", "_FILE_SYNC_ATTRS"),
     "trio._file_io.AsyncIOWrapper": ("_wrapped",),
     "trio._core._traps.WaitTaskRescheduled": ("abort_func",),

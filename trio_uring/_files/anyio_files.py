@@ -208,15 +208,9 @@ def file_aiter(original: Callable[[Any], AsyncIterator[Any]]) -> Callable[[Any],
                     and not task._cancel_status.effectively_cancelled
                     and not task._runner.ki_pending
                 ):
-                    binary = engine.binary
-                    if binary.splits:
-                        line = next(iter(binary.lines), None)
-                        if line is None and binary.split_lines():
-                            line = next(iter(binary.lines))
-                    if line is None:
-                        line = next(iter(binary.ready), None)
-                    if line is None and binary.has_line():
-                        line = binary.line_of(engine.plain_readline)
+                    line = next(iter(engine.binary.ready), None)
+                    if line is None and engine.binary.has_line():
+                        line = engine.binary.line_of(engine.plain_readline)
                 if line is None and engine.real is self._fp and not engine.released and manager_on_trio() is not None:
                     line = await engine.next_line()  # type: ignore[attr-defined]
             if line is None:

@@ -153,8 +153,6 @@ class BinaryFile:
       written: of the last write that failed, the bytes that are in the file.
       ready: lines that the builtin object holds in its own buffer, and answers without another read, as long as lines are what is
         read. An iterator, or an empty tuple: `for line in file.ready: return line` takes the next one.
-      splits: a file that is only read, whose lines an iterator may have from `lines`.
-      lines: those that `split_lines` has looked up in the object's buffer; likewise.
     """
 
     def __init__(self, real: Any, shared: bool = False, ends: tuple[bytes, ...] = (b"\n",)) -> None:
@@ -181,15 +179,10 @@ class BinaryFile:
         self._clear = not shared
         self.written = 0
         self.ready: Iterable[Any] = ()
-        self.splits = type(real) is io.BufferedReader and not shared
-        self.lines: Iterable[bytes] = ()
-        self._split = 0  # the bytes of these lines, which the object has still
 
     def begin(self, manager: UringIOManager) -> None:
         """A call begins, in a run with that manager."""
         self.manager = manager
-        if self._split:
-            self._take_lines()
         self.ahead.begin()
 
     @property
@@ -207,8 +200,6 @@ class BinaryFile:
 
     def sync(self) -> None:
         """The builtin object has everything."""
-        if self._split and not self.closed:
-            self._take_lines()
         if self._clear and self.buffered and not self.closed:
             self.real.tell()
 
@@ -300,32 +291,6 @@ class BinaryFile:
                 return False
             ahead.put(data, len(data), size, ahead.offset)
         return ahead.known and ahead.has_line()
-
-    def split_lines(self) -> bool:
-        """Look up the lines that the object holds in its buffer, without taking them from it; whether there is one.
-
-        It moves behind those that have been handed out when the last one has been, or as the next call begins.
-        """
-        if self._split:
-            self._take_lines()
-            return False  # what is left is no whole line
-        if self.held() <= 0:
-            return False
-        data: bytes = self.real.peek()
-        end = data.rfind(b"\n") + 1
-        if not end:
-            return False
-        self.ready = ()
-        self.lines = iter(io.BytesIO(data if end == len(data) else data[:end]).readlines())
-        self._split = end
-        return True
-
-    def _take_lines(self) -> None:
-        """The object moves behind the lines of `lines` that have been handed out, within its buffer."""
-        left = sum(map(len, self.lines))
-        self.lines = ()
-        taken, self._split = self._split - left, 0
-        self.real.seek(taken, os.SEEK_CUR)
 
     def next_lines(self, count: int) -> Iterable[Any]:
         """An iterator over the next lines of the builtin object."""

@@ -722,18 +722,11 @@ def wrapper_anext(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awai
             and not task._cancel_status.effectively_cancelled
             and not task._runner.ki_pending
         ):
-            binary = engine.binary
-            if binary.splits:
-                for line in binary.lines:
-                    return line
-                if binary.split_lines():
-                    for line in binary.lines:
-                        return line
             if engine.ahead.line_at_hand and (line := engine.plain_readline()):
                 return line
-            for line in binary.ready:
+            for line in engine.binary.ready:
                 return line
-            if binary.has_line() and (line := binary.line_of(engine.plain_readline)):
+            if engine.binary.has_line() and (line := engine.binary.line_of(engine.plain_readline)):
                 return line
         line = await engine.next_line()  # type: ignore[attr-defined]
         if line:

@@ -128,7 +128,6 @@ class TextFile:
         self._keeps_decoded = False
         # Not the object itself as the iterator: that would disable `tell`.
         binary.next_lines = lambda count: map(real.readline, itertools.repeat(-1, count))  # type: ignore[method-assign]
-        binary.splits = False
         binary.ahead.counts_lines = not self._can_write and counts_lines(real.encoding, newline)
         self._buffer: Any = real.buffer
         self._collector = collector = Collector(binary)

@@ -52,10 +52,10 @@ def replaces(original: AsyncMethod) -> Callable[[AsyncMethod], AsyncMethod]:
 NOT_NOW: Final = object()
 
 
-def trying(receiver: int = -1) -> bool:
-    """Whether a call of the caller's, a receive of `receiver` say, is first to be tried in place (`UringBackend.speculate`)."""
+def trying() -> bool:
+    """Whether a call of the caller's is first to be tried in place (`UringBackend.speculate`)."""
     manager = ring_manager()
-    return manager is not None and (manager.try_first or receiver in manager.large)
+    return manager is not None and manager.try_first
 
 
 async def attempt(fd: int, sending: bool, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

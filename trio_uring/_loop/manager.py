@@ -24,23 +24,6 @@ close(2) ends no request: the ring's requests hold the file, so the peer would s
 would run on whatever file gets the number next. `notify_closing` therefore ends them in the kernel before it returns,
 if there are any: waiting ones, and cancelled ones that the kernel has not ended yet. The books know each by its name. Those
 of another descriptor of the same open file are not asked: they go on.
-
-Calls from other threads
-========================
-How Trio's entry queue (`TrioToken.run_sync_soon`) wakes the loop. Trio's own way is a byte through a socket pair, for
-a poll and two reads. Here it is `Ring.call`, which makes no system call as long as the loop is not asleep, and else
-writes the ring's eventfd. Signals stay with the socket pair, as `signal.set_wakeup_fd` writes one byte and an eventfd
-takes eight; its poll stays in the ring from one sleep of the queue's task to the next.
-
-No wake-up is lost. `EntryQueue.run_sync_soon` puts the call into the queue and then wakes; the queue's task looks
-into the queue and goes to sleep with no turn of the loop in between. So a call that comes too late for that look
-finds the task asleep by the time that the loop hands out CALL_DATA, as `Ring.call` has it do in this turn or the
-next. And the loop never sleeps on a call. Whenever it sleeps in the kernel with the task asleep,
-  - the eventfd's read is in flight, or the wait does not sleep (`arm_wake` in ffi/uring.c);
-  - the socket pair's poll is in flight, since the task sleeps only with one that is (`EntryPoll`);
-  - it has said so before its last look for a call. Who calls says so before the look whether it sleeps, and then writes the
-    eventfd; where that is refused (F12), the socket pair. Who hears that another has called and not been heard yet
-    leaves the waking to that one.
 """
 
 from __future__ import annotations
@@ -51,24 +34,14 @@ import logging
 import select
 import threading
 import types
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from .._ring.ring import (
-    CALL_DATA,
-    CQE_BUFFER_SHIFT,
-    CQE_F_BUFFER,
-    FIRST_USER_DATA,
-    BufferRing,
-    HasFileno,
-    Ring,
-    tu_ready,
-)
+from .._ring.ring import CQE_BUFFER_SHIFT, CQE_F_BUFFER, FIRST_USER_DATA, BufferRing, HasFileno, Ring, tu_ready
 from .operation import (
     GLOBAL_RUN_CONTEXT,
-    EntryPoll,
     Operation,
     Poll,
     SocketTransfer,
@@ -89,8 +62,6 @@ BUFFER_GROUP: Final = 0
 # What Trio's default thread limiter has at first; more than the kernel counts at once are none.
 MIN_WORKERS: Final = 40
 MAX_WORKERS: Final = 32768
-# Bytes of a receive after which copying them takes longer than a call in vain.
-LARGE: Final = 16384
 
 _MOST_LEFT_OUT: Final = 63  # attempts, between two in vain
 
@@ -138,16 +109,13 @@ class UringIOManager:
         "_waiting",
         "_wanted_workers",
         "adaptive",
-        "aligned",
         "at_hand",
         "buffers",
         "cancelling",
         "concurrent",
-        "direct",
         "free_received",
         "free_sent",
         "handed_out",
-        "large",
         "last_descriptor_cancel",
         "last_user_data",
         "limiter",
@@ -159,14 +127,12 @@ class UringIOManager:
         "receives",
         "requeueing",
         "ring",
-        "runq",
         "sends",
         "thread",
         "tokens",
         "transfers",
         "try_first",
         "vain",
-        "wakeup",
         "writers",
     )
 
@@ -190,11 +156,6 @@ class UringIOManager:
         self.concurrent: dict[int, set[Any]] = {}
         # fd -> operations that were interrupted and whose tasks have not queued them again yet.
         self.requeueing: dict[int, set[Any]] = {}
-        # The tasks that are ready to run, once the run has been seen.
-        self.runq: Sequence[object] = ()
-        # What the entry queue's task waits for, see `wait_woken`, and its WakeupSocketpair; None as long as it has not waited.
-        self.entry_poll: EntryPoll | None = None
-        self.wakeup: Any = None
         self.buffers: BufferRing | None = None
         # Operations ready for use again.
         self.receives: list[Any] = []
@@ -207,9 +168,6 @@ class UringIOManager:
         # fd -> attempts to receive that are to be left out, and how many were the last time: the last one was in vain.
         # For polls, the same of ~fd.
         self.vain: dict[int, list[int]] = {}
-        # Descriptors whose last receive brought much, with "auto": more is likely to be there, and the system call puts it
-        # straight into the bytes object, where the ring's provided buffer has to be copied (docs/benchmarks.md).
-        self.large: set[int] = set()
         # The ring's address where what is at hand may be answered on the spot, else 0.
         self.at_hand: int = self.ring.address if backend.speculate and not self.polled else 0
         # Whose run it is; for who looks at it from outside.
@@ -218,10 +176,6 @@ class UringIOManager:
         self.lone_completion = False
         self.sends: list[Any] = []
         self.transfers: list[Any] = []
-        # The descriptor that was last read with O_DIRECT, as a hint, since its number may have been used again. And by size,
-        # memory for such reads that is free.
-        self.direct = -1
-        self.aligned: dict[int, list[Any]] = {}
         self.last_user_data = FIRST_USER_DATA
         # Trio's default limiter of threads, and how many tokens it has had: so many workers may there be at least.
         self.limiter: trio.CapacityLimiter | None = None
@@ -313,7 +267,6 @@ class UringIOManager:
 
     def was_in_vain(self, key: int) -> None:
         """After an attempt."""
-        self.large.discard(key)
         found = self.vain.setdefault(key, [0, 0])
         found[0] = found[1] = min(2 * found[1] + 1, _MOST_LEFT_OUT)
 
@@ -321,15 +274,21 @@ class UringIOManager:
 
     def get_events(self, timeout: float) -> Events:
         """Submit, wait, reap. Falsy if and only if the timeout (seconds) expired."""
-        # With work at hand nobody takes this for an idle run, so what a poller is at can wait, and a wake-up.
+        # With work at hand nobody takes this for an idle run, so what a poller is at can wait.
         ring = self.ring
-        events = ring.peek() if not timeout and self.runq else ring.wait(timeout)
+        events = ring.peek() if self.polled and not timeout and self._has_work() else ring.wait(timeout)
         if events is None:
             return _NOTHING
         if events:
             self.handed_out[0] = events
             return events
         return _WOKEN
+
+    @staticmethod
+    def _has_work() -> bool:
+        """Whether tasks are ready to run. In guest mode also asked by the thread that sleeps, when none is."""
+        runner = getattr(GLOBAL_RUN_CONTEXT, "runner", None)
+        return runner is not None and bool(runner.runq)
 
     def process_events(self, events: Events) -> None:
         """Hand the completions to their operations. Always on the run's own thread."""
@@ -339,26 +298,21 @@ class UringIOManager:
             events = ring.peek() or _NOTHING
         if not events:
             ring.owner_back()
-            self.runq = GLOBAL_RUN_CONTEXT.runner.runq
             if self.adaptive:
-                self.try_first = len(self.runq) == 1
+                self.try_first = len(GLOBAL_RUN_CONTEXT.runner.runq) == 1
             return
         self.lone_completion = len(events) == 3
         operations = self.operations
         runner = GLOBAL_RUN_CONTEXT.runner
-        self.runq = runq = runner.runq
+        runq = runner.runq
         observed = "task_scheduled" in runner.instruments
         memory = self.buffers.memory if self.buffers else b""
         each = iter(events)
         for user_data, result, flags in zip(each, each, each, strict=True):
             try:
                 operation = operations[user_data]
-            except KeyError:
-                if user_data == CALL_DATA:
-                    if self.entry_poll is not None:
-                        self.entry_poll.called()
-                else:  # STRAY_DATA, and whose it claims to be
-                    _log.warning("io_uring: a completion of entry %d, which is not in flight, has been ignored", result)
+            except KeyError:  # STRAY_DATA, and whose it claims to be
+                _log.warning("io_uring: a completion of entry %d, which is not in flight, has been ignored", result)
                 continue
             if (
                 operation.__class__ is SocketTransfer
@@ -422,8 +376,6 @@ class UringIOManager:
 
         Memory that it will not let go of is kept for the rest of the process, with a ResourceWarning.
         """
-        if self.wakeup is not None:  # who calls after a run that broke down hears of it as from Trio's own
-            vars(self.wakeup).pop("wakeup_thread_and_signal_safe", None)
         if self._kernels_workers:
             self.ring.max_workers(self._kernels_workers)  # the thread may have other rings
         _discard(self.operations, self.handed_out, self.ring.close(keep=self.operations))
@@ -484,38 +436,3 @@ class UringIOManager:
     def operation(self, fd: int, keep: object, waiters: dict[int, Any] | None = None) -> Operation:
         """A direct operation to `perform`; `waiters` is `readers`, `writers`, or None where many may run at once."""
         return Operation(self, fd, keep, waiters)
-
-
-def _waker(ring: Ring, by_socket_pair: Callable[[], None]) -> Callable[[], None]:
-    """What wakes the loop for a call: the ring, or where the kernel refuses that (F12) the socket pair, whose poll is there."""
-    call = ring.call
-
-    def wake() -> None:
-        if not call():
-            by_socket_pair()
-
-    return wake
-
-
-def wait_woken(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """For WakeupSocketpair.wait_woken, of which only the entry queue's is served here."""
-
-    @trio.lowlevel.enable_ki_protection  # type: ignore[type-var]
-    @functools.wraps(original)
-    async def wait_woken(self: Any) -> None:
-        runner = GLOBAL_RUN_CONTEXT.runner
-        manager = runner.io_manager
-        if manager.__class__ is not UringIOManager or runner.entry_queue.wakeup is not self:
-            return await original(self)
-        poll = manager.entry_poll
-        if poll is None:
-            # What has been written to the socket pair before is found by its poll.
-            manager.wakeup = self
-            self.wakeup_thread_and_signal_safe = _waker(manager.ring, self.wakeup_thread_and_signal_safe)
-        if poll is None or poll.task is None:
-            poll = manager.entry_poll = EntryPoll(manager, self.wakeup_sock.fileno(), GLOBAL_RUN_CONTEXT.task)
-        await poll.sleep()
-        if poll.task is None:
-            self.drain()
-
-    return wait_woken

@@ -46,9 +46,10 @@ from .._ring.requests import (
     TU_DIRECT,
     File,
     aligned_buffer,
+    alignment_of,
     check_aligned,
     descriptor,
-    direct_kind,
+    kind,
     pinned,
     span,
     sqe_flags_of,
@@ -185,19 +186,33 @@ async def _transfer_pinned(
     return done
 
 
-def _aligned(manager: UringIOManager, length: int) -> tuple[list[Any], Any]:
+# Of a run, by size: memory for direct reads that is free.
+_free_aligned: trio.lowlevel.RunVar[dict[int, list[Any]]] = trio.lowlevel.RunVar(
+    "trio_uring free memory of direct reads"
+)
+# The descriptor that was last read with O_DIRECT, whose next read is not tried in the page cache: a hint, since its number may be
+# another file's by now, or another run's.
+_last_direct = -1
+
+
+def _aligned(length: int) -> tuple[list[Any], Any]:
     """Memory for a direct read of so many bytes, page by page; and where it is kept when it is free again.
 
     A mapping is shared between a process and what it forks: private, its pages might become the child's under the device.
     """
     size = max(PAGE, 1 << (length - 1).bit_length())
-    free = manager.aligned.setdefault(size, [])
+    try:
+        by_size = _free_aligned.get()
+    except LookupError:
+        by_size = {}
+        _free_aligned.set(by_size)
+    free = by_size.setdefault(size, [])
     return free, free.pop() if free else ffi.from_buffer("char[]", mmap.mmap(-1, size))
 
 
 async def _read_direct(manager: UringIOManager, fd: int, length: int, offset: int, found: int) -> bytes:
     """A read with O_DIRECT that makes its own memory, which has to be aligned; a bytes object's is not."""
-    free, memory = _aligned(manager, length)
+    free, memory = _aligned(length)
     done = await transfer_whole(manager, OP_READ, fd, memory, length, offset, None, sqe_flags_of(found), False)
     data: bytes = ffi.buffer(memory, done)[:]
     # After an error it is not kept: the kernel may still have it.
@@ -275,7 +290,7 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
             free = not (task._cancel_status.effectively_cancelled or task._runner.ki_pending)
         except AttributeError:
             free = False
-        if free and 0 <= offset <= LAST - MAX_RW_COUNT and plain != manager.direct:
+        if free and 0 <= offset <= LAST - MAX_RW_COUNT and plain != _last_direct:
             if manager.at_hand and length <= WORKER_THRESHOLD:
                 at_hand = tu_read_cached(manager.at_hand, plain, length, offset)
                 if at_hand is not None:
@@ -304,14 +319,14 @@ async def read_at(file: File, length: int, offset: int) -> bytes:
                 return data if done == length else data[:done]
     fd = descriptor(file)
     length, offset = span(length, offset)
-    found, *want = direct_kind(fd)
+    found = kind(fd)
     direct = found & TU_DIRECT
-    if direct and (length | offset) % want[1]:
-        check_aligned(want, length, offset)
+    if direct:
+        check_aligned(alignment_of(fd), length, offset)
     manager = ring_manager()
     if manager is None:
         return await trio.to_thread.run_sync(_pread, fd, length, offset, direct)
-    manager.direct = fd if direct else -1
+    _last_direct = fd if direct else -1
     if direct and length:
         return await _read_direct(manager, fd, length, offset, found)
     data = bytes(length)
@@ -328,9 +343,9 @@ async def _whole(
     memory = pinned(buffer, name, writable=opcode == OP_READ)
     try:
         length, offset = span(len(memory), offset)
-        found, *want = direct_kind(fd)
+        found = kind(fd)
         if found & TU_DIRECT:
-            check_aligned(want, length, offset, address_of(memory))
+            check_aligned(alignment_of(fd), length, offset, address_of(memory))
         manager = ring_manager()
         if manager is None:
             with memoryview(buffer) as view, view.cast("B") as flat:
@@ -386,8 +401,9 @@ async def writev_at(file: File, buffers: Iterable[Any], offset: int) -> int:
     memory = [pinned(buffer, f"buffers[{i}]", writable=False) for i, buffer in enumerate(buffers)]
     try:
         total, offset = span(sum(map(len, memory)), offset)
-        found, *want = direct_kind(fd)
+        found = kind(fd)
         if found & TU_DIRECT:
+            want = alignment_of(fd)
             for i, part in enumerate(memory):
                 check_aligned(want, len(part), offset, address_of(part), f"buffers[{i}]: ")
     except BaseException:

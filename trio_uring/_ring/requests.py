@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from functools import partial, reduce
 from itertools import chain, pairwise
 from operator import or_, sub
+from struct import unpack_from
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from .ring import IOSQE_ASYNC, MAX_RW_COUNT, HasFileno, address_of, ffi, lib, os_error, tu_direct, tu_pairs
+from .ring import IOSQE_ASYNC, MAX_RW_COUNT, HasFileno, address_of, ffi, lib, os_error, tu_pairs
 
 File: TypeAlias = "int | HasFileno"
 
@@ -28,6 +29,11 @@ ENGINE: Final = "_trio_uring_engine"
 LAST: Final = (1 << 63) - 1  # the largest position of a file, loff_t
 PAGE: Final = mmap.PAGESIZE
 INT_MAX: Final = 0x7FFFFFFF
+_AT_EMPTY_PATH: Final = 0x1000
+_AT_STATX_DONT_SYNC: Final = 0x4000
+_STATX_SIZE: Final = 256
+_STATX_DIOALIGN: Final = 0x2000
+_DIO_ALIGN: Final = 152  # where struct statx has stx_dio_mem_align and stx_dio_offset_align
 TU_DIRECT: Final = 1
 TU_ELSEWHERE: Final = 2
 tu_file = lib.tu_file
@@ -142,18 +148,13 @@ def sqe_flags_of(found: int) -> int:
     return IOSQE_ASYNC if found & TU_ELSEWHERE else 0
 
 
-def direct_kind(fd: int) -> tuple[int, int, int]:
-    """`kind`, and what O_DIRECT wants of addresses, and of offsets and lengths, in bytes; 1 where nobody knows."""
-    found = tu_direct(fd)
-    if isinstance(found, int):
-        raise os_error(found)
-    return found
-
-
 def alignment_of(fd: int) -> tuple[int, int]:
     """What a descriptor with O_DIRECT wants of addresses, and of offsets and lengths, in bytes; 1 where nobody knows."""
-    found = tu_direct(fd)
-    return (1, 1) if isinstance(found, int) else found[1:]
+    out = ffi.new("char[]", _STATX_SIZE)
+    if lib.tu_statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_DIOALIGN, out) < 0:
+        return 1, 1
+    memory, offset = unpack_from("=II", ffi.buffer(out), _DIO_ALIGN)
+    return memory or 1, offset or 1
 
 
 def check_aligned(want: Sequence[int], length: int, offset: int, address: int = 0, where: str = "") -> None:

@@ -1,8 +1,8 @@
 """Layer 1, the ring: one io_uring instance, its queues and its provided buffers. Knows the shim; knows nothing of Trio.
 
 A ring belongs to the thread that makes it (IORING_SETUP_SINGLE_ISSUER): only that thread may call anything here, but
-for three methods that say so. `Ring.wake` and `Ring.call` may be called from any thread and from a signal handler, and
-`Ring.wait` from another thread, one at a time, sleeps until the owner has something to reap, and reaps nothing itself.
+for two methods that say so. `Ring.wake` may be called from any thread and from a signal handler, and `Ring.wait` from
+another thread, one at a time, sleeps until the owner has something to reap, and reaps nothing itself.
 
 Who owns what. The caller picks the user_data of each entry, from `FIRST_USER_DATA` to 2**62 - 1, and uses none again whose
 entry is in flight or was ever cancelled: a completion then names one entry, and one that nobody waits for is recognised as stale.
@@ -31,7 +31,6 @@ try:
     from .._ffi import lib as lib
 
     lib.tu_add_calls(b"trio_uring._ffi")
-    from .._ffi import tu_direct as tu_direct
     from .._ffi import tu_owner_back as tu_owner_back
     from .._ffi import tu_pairs as tu_pairs
     from .._ffi import tu_pool_add as tu_pool_add
@@ -57,7 +56,6 @@ else:
     _shim_missing = None
 
 STRAY_DATA: Final = 2
-CALL_DATA: Final = 8
 FIRST_USER_DATA: Final = 16
 
 # Names and numbers are the kernel's: include/uapi/linux/io_uring.h, io_uring_enter(2).
@@ -471,7 +469,6 @@ class Ring:
         Returns None if the timeout expired, else the completions as user_data, res, flags, user_data, res, flags, …; an
         empty list if the wait ended for another reason (`wake`, a signal). A completion of an entry that is not in flight,
         because it has come twice, is in no counter, and told as STRAY_DATA, the user_data that it came with, flags.
-        For CALL_DATA see `call`.
 
         From another thread: sleeps until the owner has something to reap or the timeout expires, and answers [] or None.
         The first such call answers [] at once, because the owner must first arrange in its next `wait` to be watched. One
@@ -483,25 +480,22 @@ class Ring:
         return events  # type: ignore[return-value]
 
     def peek(self) -> list[int] | None:
-        """As `wait(0)`, for an owner who has other work and goes on whatever this answers: None tells less then.
+        """As `wait(0)`, without waiting for a poller to be done with what it has been given: None tells less then.
 
-        `wait` makes certain, before it says that its timeout expired, that a poller is done with what it has been given, and that
-        nobody has called `wake`.
+        `wait` makes certain, before it says that its timeout expired, that whatever completes at once has completed.
         """
-        return self.wait(False)
+        n = lib.tu_peek(self._r, self._out, self._max)
+        if n > 0:
+            return ffi.unpack(self._out, 3 * n)  # type: ignore[no-any-return]
+        if n == -errno.ETIME:
+            return None
+        if n:
+            self._fail(n)
+        return []
 
     def wake(self) -> None:
         """End the current or the next `wait`. Any thread, any signal handler; after `close` it does nothing."""
         lib.tu_wake(self._r)
-
-    def call(self) -> bool:
-        """Tell the owner that there is something for it: a `wait` under way ends, and that one or else the next hands out
-        CALL_DATA, 0, 0; several calls in between count for one.
-        False where the kernel refused to end the wait, or it is closed.
-
-        Any thread, any signal handler. Only where the owner sleeps is there a system call.
-        """
-        return lib.tu_call(self._r) == 0  # type: ignore[no-any-return]
 
     # -------------------------------------------------------------- the end
 

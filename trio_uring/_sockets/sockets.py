@@ -43,7 +43,7 @@ from trio._highlevel_socket import _translate_socket_errors_to_stream_errors
 from trio._socket import _SocketType
 
 from .._loop.calls import MAX_RW_COUNT, NOT_NOW, AsyncMethod, address_of, attempt, replaces, ring_manager, trying
-from .._loop.manager import BUFFER_SIZE, LARGE
+from .._loop.manager import BUFFER_SIZE
 from .._loop.operation import GLOBAL_RUN_CONTEXT, INTERRUPTED, NewDescriptor, Operation, SocketTransfer
 from .._ring.ring import OP_ACCEPT, OP_CONNECT, OP_RECV, ffi, lib, tu_recv, tu_send
 from . import sockaddr
@@ -107,8 +107,6 @@ def begin_receive(sock: stdlib_socket.socket, most: int, tried: bool = False) ->
         return None
     fd = sock.fileno()
     if fd < 0 or fd in readers or family_of(sock) not in FAMILIES:
-        return None
-    if manager.large and not tried and fd in manager.large:
         return None
     try:
         receive: SocketTransfer = manager.receives.pop()
@@ -204,7 +202,7 @@ def recv(original: AsyncMethod) -> AsyncMethod:
             receive = begin_receive(self._sock, args[0])
             if (
                 receive is None
-                and trying(self._sock.fileno())
+                and trying()
                 and self._sock.fileno() >= 0
                 and type(args[0]) is int
                 and args[0] <= BUFFER_SIZE
@@ -222,8 +220,6 @@ def recv(original: AsyncMethod) -> AsyncMethod:
                 data = receive.data
                 if data is not None:
                     receive.data = None  # while it waits for another task it must not hold this one's
-                    if len(data) >= LARGE and receive.manager.adaptive:
-                        receive.manager.large.add(receive.fd)
                     if receive.raise_cancel is None:
                         receive.manager.receives.append(receive)
                     return data
@@ -422,7 +418,7 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
         if sock.__class__ is _SocketType:
             most = BUFFER_SIZE if max_bytes is None else max_bytes
             receive = begin_receive(sock._sock, most)
-            if receive is None and trying(sock.fileno()) and type(most) is int and 0 < most <= BUFFER_SIZE:
+            if receive is None and trying() and type(most) is int and 0 < most <= BUFFER_SIZE:
                 with _translate_socket_errors_to_stream_errors():
                     now = await attempt(sock.fileno(), False, sock._sock.recv, most)
                 if now is not NOT_NOW:
@@ -437,8 +433,6 @@ def receive_some(original: AsyncMethod) -> AsyncMethod:
                 data = receive.data
                 if data is not None:
                     receive.data = None  # while it waits for another task it must not hold this one's
-                    if len(data) >= LARGE and receive.manager.adaptive:
-                        receive.manager.large.add(receive.fd)
                     if receive.raise_cancel is None:
                         receive.manager.receives.append(receive)
                     return data
