@@ -508,7 +508,7 @@ class Seam:
             yield f"{name} cannot be examined: {error!r}"
 
     def replace(self) -> None:
-        """Replaces it everywhere."""
+        """Replaces it everywhere. Every start does so for each: what has been found is not looked up again."""
         holder, name = self._holder(self.modules[0])
         original = getattr(holder, name)
         if isinstance(self.replacement, AtFirstCall):

@@ -19,7 +19,6 @@ Direct I/O (O_DIRECT). Reads that make their own memory make it aligned; what is
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -207,7 +206,7 @@ def _aligned(length: int) -> tuple[list[Any], Any]:
         by_size = {}
         _free_aligned.set(by_size)
     free = by_size.setdefault(size, [])
-    return free, free.pop() if free else ffi.from_buffer("char[]", mmap.mmap(-1, size))
+    return free, free.pop() if free else ffi.from_buffer("char[]", aligned_buffer(size))
 
 
 async def _read_direct(manager: UringIOManager, fd: int, length: int, offset: int, found: int) -> bytes:

@@ -84,11 +84,6 @@ class Facts:
 
     # Not a named tuple, which would take as long to be made as the rest of this module; every run loads it, while there are
     # descriptors to load it with.
-    __slots__ = (
-        "capabilities", "disabled", "group", "groups", "initial_namespace", "memlock", "nofile", "open_files", "release",
-        "seccomp", "shim_built", "system",
-    )  # fmt: skip
-
     def __init__(
         self,
         *,
@@ -120,8 +115,8 @@ class Facts:
 
     def replaced(self, **changes: object) -> Facts:
         """The same with other values."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        return Facts(**{**values, **changes})
+        values: dict[str, Any] = {**vars(self), **changes}
+        return Facts(**values)
 
     def kernel(self) -> tuple[int, int]:
         """Major and minor version of the kernel; (0, 0) where the release does not begin with one."""

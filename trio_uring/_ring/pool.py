@@ -537,7 +537,7 @@ class PooledRing(_Lease):
         """
         record = self._record or self._own()
         fd = file if file.__class__ is int and 0 <= file <= INT_MAX else descriptor(file)
-        depth = MOST_ENTRIES if depth is None else _depth(depth)
+        depth = _depth(depth)
         requests = list(requests)
         found = tu_pool_read(record.address, self._turn, fd, requests, MAX_RW_COUNT, depth, 0)
         if found.__class__ is list:
@@ -585,7 +585,7 @@ class PooledRing(_Lease):
     def _transfer(self, opcode: int, file: File, requests: list[Any], depth: int | None) -> list[int | OSError]:
         record = self._record or self._own()
         fd = file if file.__class__ is int and 0 <= file <= INT_MAX else descriptor(file)
-        depth = MOST_ENTRIES if depth is None else _depth(depth)
+        depth = _depth(depth)
         found = tu_pool_buffers(record.address, self._turn, fd, requests, MAX_RW_COUNT, depth, 0, 0, opcode)
         if found is None:
             fd = descriptor(fd)
@@ -617,7 +617,7 @@ def _is_length(what: object) -> bool:
     return hasattr(what, "__index__") and not hasattr(what, "__len__")
 
 
-def _depth(depth: int) -> int:
+def _depth(depth: int | None) -> int:
     return _size(depth, "depth", MOST_ENTRIES, MOST_ENTRIES)
 
 
